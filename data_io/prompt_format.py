@@ -1,0 +1,178 @@
+"""The one place that turns (condition, instruction, response) into token ids, and ids into text.
+
+A prompt is `boq, condition ids..., text ids..., eoq`, an answer is `text ids..., eoa`. Text is data: a
+special token spelled inside it is encoded as ordinary characters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from tokenizers import AddedToken, Tokenizer
+
+from data_io.sampled_format import TokenizerInfo
+
+ROLES = ("boq", "eoq", "eoa")
+
+
+@dataclass(frozen=True)
+class PromptFormat:
+    """A tokenizer and the tokens that frame its prompts and answers.
+
+    It takes the tokenizer over: text spelling special tokens stays text in it from here on.
+    """
+
+    tokenizer: Tokenizer
+    boq: str  # begin of question
+    eoq: str  # end of question
+    eoa: str  # end of answer
+    conditions: Mapping[str, str]  # name -> token
+
+    def __post_init__(self) -> None:
+        roles = {f"condition {name}": token for name, token in self.conditions.items()}
+        roles |= {role: getattr(self, role) for role in ROLES}
+        _require_added(self.tokenizer, roles)
+        tokens = sorted(set(roles.values()))
+        # Some tokenizers hold such tokens as added but not special: those are found in text.
+        self.tokenizer.add_special_tokens([AddedToken(token, special=True) for token in tokens])
+        self.tokenizer.encode_special_tokens = True
+        self.tokenizer.no_truncation()
+        self.tokenizer.no_padding()
+        _require_out_of_reach(self.tokenizer, tokens)
+
+    @classmethod
+    def load(
+        cls, tokenizer_path: Path, *, boq: str, eoq: str, eoa: str, conditions: Mapping[str, str]
+    ) -> PromptFormat:
+        """`tokenizer_path` is a tokenizer.json or the folder that holds one."""
+        return cls(_read_tokenizer(tokenizer_path), boq, eoq, eoa, dict(conditions))
+
+    @classmethod
+    def from_info(cls, info: TokenizerInfo, data_folder: Path | None = None) -> PromptFormat:
+        """The format that sampled data was written in.
+
+        A `tokenizer_path` that does not exist here is looked for beside the data in `data_folder`.
+        """
+        if info.tokenizer_path is None:
+            raise _missing("tokenizer_path")
+        if info.boq is None:
+            raise _missing("boq")
+        if info.eoq is None:
+            raise _missing("eoq")
+        if info.eoa is None:
+            raise _missing("eoa")
+        if info.condition_mapping is None:
+            raise _missing("condition_mapping")
+        tokenizer_path = Path(info.tokenizer_path)
+        if data_folder is not None and not tokenizer_path.exists():
+            tokenizer_path = data_folder / "tokenizer.json"
+        return cls.load(
+            tokenizer_path,
+            boq=info.boq,
+            eoq=info.eoq,
+            eoa=info.eoa,
+            conditions=info.condition_mapping,
+        )
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens of the tokenizer, special ones included."""
+        return self.tokenizer.get_vocab_size()
+
+    @cached_property
+    def boq_id(self) -> int:
+        return self._id_of(self.boq)
+
+    @cached_property
+    def eoq_id(self) -> int:
+        return self._id_of(self.eoq)
+
+    @cached_property
+    def eoa_id(self) -> int:
+        """Where generation stops."""
+        return self._id_of(self.eoa)
+
+    def condition_ids(self, condition: str) -> list[int]:
+        """Ids of comma-separated condition names such as `synth,cot`, in the order given."""
+        names = [name.strip() for name in condition.split(",")]
+        unknown = [name for name in names if name not in self.conditions]
+        if unknown:
+            raise ValueError(
+                f"{condition=} has unknown names {unknown}; "
+                f"known are {sorted(self.conditions)}, several are joined by commas"
+            )
+        return [self._id_of(self.conditions[name]) for name in names]
+
+    def encode_prompt(self, condition: str, text: str) -> list[int]:
+        return self.encode_prompts([condition], [text])[0]
+
+    def encode_prompts(self, conditions: Iterable[str], texts: Sequence[str]) -> list[list[int]]:
+        """One prompt per text; the conditions pair with them."""
+        return [
+            [self.boq_id, *self.condition_ids(condition), *text_ids, self.eoq_id]
+            for condition, text_ids in zip(conditions, self._encode_texts(texts), strict=True)
+        ]
+
+    def encode_response(self, text: str) -> list[int]:
+        return self.encode_responses([text])[0]
+
+    def encode_responses(self, texts: Sequence[str]) -> list[list[int]]:
+        return [[*text_ids, self.eoa_id] for text_ids in self._encode_texts(texts)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids` without their special tokens; nothing else is cut or stripped."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+    def _encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
+        encodings = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+    def _id_of(self, token: str) -> int:
+        token_id = self.tokenizer.token_to_id(token)
+        assert token_id is not None  # checked when the format was made
+        return token_id
+
+
+def _missing(field: str) -> ValueError:
+    return ValueError(
+        f"tokenizer_info.{field} is missing: the data can train but not be asked; "
+        f"add it to tokenizer_info in the data's metadata.json"
+    )
+
+
+def _read_tokenizer(path: Path) -> Tokenizer:
+    tokenizer_file = path / "tokenizer.json" if path.is_dir() else path
+    if not tokenizer_file.is_file():
+        raise ValueError(
+            f"no tokenizer at {tokenizer_file}; tokenizer_path is a tokenizer.json or its folder"
+        )
+    return Tokenizer.from_file(str(tokenizer_file))
+
+
+def _require_added(tokenizer: Tokenizer, roles: Mapping[str, str]) -> None:
+    """An ordinary token of the vocabulary would also come out of text."""
+    added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    unfit = {role: token for role, token in roles.items() if token not in added}
+    if unfit:
+        raise ValueError(
+            f"not special tokens of the tokenizer: {unfit}; "
+            f"name some that it has ({_shorten(sorted(added))}) or add these to it"
+        )
+
+
+def _require_out_of_reach(tokenizer: Tokenizer, tokens: Sequence[str]) -> None:
+    """Models that look whole words up in the vocabulary find special tokens there too."""
+    for token in tokens:
+        if tokenizer.token_to_id(token) in tokenizer.encode(token, add_special_tokens=False).ids:
+            raise ValueError(
+                f"the text {token!r} encodes to the special token of that name, so text could "
+                f"pass for it; use a tokenizer that splits or merges it differently"
+            )
+
+
+def _shorten(names: Sequence[str], shown: int = 12) -> str:
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return " ".join(names[:shown]) + more

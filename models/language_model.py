@@ -1,0 +1,143 @@
+"""The language model: token embedding -> recurrent core -> head, over packed rows or a cache.
+
+Owns the paths through the model (packed, prefill, decode). Loss, sharding and sampling live elsewhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from models.attention import AttentionBackend, AttentionPlan
+from models.batch import PackedLayout
+from models.kv_cache import DecodingContext, KVCache, PrefillContext
+from models.layers import Linear, Rope
+from models.recurrence import RecurrentCore
+from models.transformer import NetConfig
+
+VOCAB_MULTIPLE = 256
+
+
+@dataclass(frozen=True, slots=True)
+class PackedContext:
+    """Attention within one packed row, the same for every layer and application."""
+
+    plan: AttentionPlan
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return self.plan.attend(query, key, value)
+
+
+class LanguageModel(nn.Module):
+    """A recurrent language model; parameters are named as in the export target."""
+
+    def __init__(self, config: NetConfig, vocab_size: int, attention: AttentionBackend) -> None:
+        super().__init__()
+        if vocab_size < 1 or vocab_size % VOCAB_MULTIPLE:
+            raise ValueError(
+                f"vocab_size={vocab_size} must be a positive multiple of {VOCAB_MULTIPLE}; "
+                "round the tokenizer's size up"
+            )
+        self.config = config
+        self.attention = attention
+        self.model = RecurrentCore(config, vocab_size)
+        self.lm_head = Linear(config.hidden_size, vocab_size, std=config.answer_stack.in_std)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        layout: PackedLayout,
+        backprop_steps: int | None = None,
+    ) -> Tensor:
+        """One packed row, `tokens` and `positions` [T] -> hidden [T, D] (before the head).
+
+        `backprop_steps` is HRM's number of gradient-carrying calls (None: `bp_max_steps`); the
+        other nets have theirs in the configuration.
+        """
+        plans = self._plans(layout, len(tokens))
+        contexts = [PackedContext(plans[name]) for name in self._stack_of_each_application()]
+        return self.model(tokens, self._ropes(positions), contexts, backprop_steps)
+
+    def prefill(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        layout: PackedLayout,
+        cache: KVCache,
+        cache_rows: Tensor,
+    ) -> Tensor:
+        """A packed row of prompts -> hidden [T, D]; fills the cache.
+
+        `cache_rows` [S] is the cache row of each sequence slot (unused slots: any value). The rows
+        are overwritten from their beginning, and their lengths set.
+        """
+        plans = self._plans(layout, len(tokens))
+        where = cache.start_prefill(layout, positions, cache_rows)
+        contexts = [
+            PrefillContext(plans[name], cache.layers(application), where)
+            for application, name in enumerate(self._stack_of_each_application())
+        ]
+        return self.model(tokens, self._ropes(positions), contexts)
+
+    def decode(self, tokens: Tensor, cache: KVCache) -> Tensor:
+        """One more token for every cache row, `tokens` [B] -> hidden [B, D]; the cache grows by one.
+
+        The token is causal: it sees everything before it in its row and itself.
+        """
+        step = cache.start_decode()
+        contexts = [
+            DecodingContext(cache.layers(application), step)
+            for application, _ in enumerate(self._stack_of_each_application())
+        ]
+        return self.model(tokens, self._ropes(step.positions), contexts)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[..., D] -> [..., V], in fp32."""
+        return self.lm_head(hidden).float()
+
+    def new_cache(self, num_rows: int, max_length: int) -> KVCache:
+        """An empty cache for `num_rows` sequences of at most `max_length` tokens."""
+        weight = self.lm_head.weight
+        stacks = self.config.stacks()
+        return KVCache.empty(
+            [stacks[name] for name in self._stack_of_each_application()],
+            num_rows,
+            max_length,
+            like=weight,
+        )
+
+    def _stack_of_each_application(self) -> list[str]:
+        return [application.stack for application in self.config.applications()]
+
+    def _plans(self, layout: PackedLayout, num_rows: int) -> dict[str, AttentionPlan]:
+        """Attention plans by stack; stacks that attend alike share one."""
+        prepared: dict[str, AttentionPlan] = {}
+        plans: dict[str, AttentionPlan] = {}
+        for name, stack in self.config.stacks().items():
+            if stack.attn_type not in prepared:
+                is_causal = stack.attn_type == "causal"
+                seen = layout.as_causal() if is_causal else layout
+                prepared[stack.attn_type] = self.attention.prepare(seen, num_rows)
+            plans[name] = prepared[stack.attn_type]
+        return plans
+
+    def _ropes(self, positions: Tensor) -> dict[str, Rope | None]:
+        """Rotary positions by stack; stacks that rotate alike share them."""
+        made: dict[tuple[int, float], Rope] = {}
+        ropes: dict[str, Rope | None] = {}
+        for name, stack in self.config.stacks().items():
+            if stack.pos_emb_type == "none":
+                ropes[name] = None
+                continue
+            kind = (stack.head_size, stack.rope_theta)
+            if kind not in made:
+                made[kind] = Rope.at(positions, *kind)
+            ropes[name] = made[kind]
+        return ropes
+
+
+def padded_vocab_size(vocab_size: int) -> int:
+    """The tokenizer's size, rounded up to what the model's embedding holds."""
+    return -(-vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
