@@ -25,7 +25,8 @@ def byte_tokenizer() -> Tokenizer:
 def write_byte_tokenizer(folder: Path) -> Path:
     """Writes `tokenizer.json`, and the `config.json` by which transformers' AutoTokenizer reads it.
 
-    Returns the path of the former.
+    AutoTokenizer normalizes to NFC of its own accord; text that is NFC gets the same ids. Returns
+    the path of tokenizer.json.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps({"model_type": "qwen3"}) + "\n")

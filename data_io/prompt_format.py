@@ -1,13 +1,14 @@
 """The one place that turns (condition, instruction, response) into token ids, and ids into text.
 
-A prompt is `boq, condition ids..., text ids..., eoq`, an answer is `text ids..., eoa`. Text is data: a
-special token spelled inside it is encoded as ordinary characters.
+A prompt is `boq, condition ids..., text ids..., eoq`, an answer is `text ids..., eoa`. Text is
+data: a special token spelled inside it is encoded as ordinary characters.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -25,7 +26,7 @@ class PromptFormat:
     It takes the tokenizer over: text spelling special tokens stays text in it from here on.
     """
 
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer = field(repr=False)
     boq: str  # begin of question
     eoq: str  # end of question
     eoa: str  # end of answer
@@ -56,19 +57,12 @@ class PromptFormat:
 
         A `tokenizer_path` that does not exist here is looked for beside the data in `data_folder`.
         """
-        if info.tokenizer_path is None:
-            raise _missing("tokenizer_path")
-        if info.boq is None:
-            raise _missing("boq")
-        if info.eoq is None:
-            raise _missing("eoq")
-        if info.eoa is None:
-            raise _missing("eoa")
-        if info.condition_mapping is None:
-            raise _missing("condition_mapping")
+        info.require("tokenizer_path", "boq", "eoq", "eoa", "condition_mapping")
+        assert info.tokenizer_path is not None and info.condition_mapping is not None
+        assert info.boq is not None and info.eoq is not None and info.eoa is not None
         tokenizer_path = Path(info.tokenizer_path)
-        if data_folder is not None and not tokenizer_path.exists():
-            tokenizer_path = data_folder / "tokenizer.json"
+        if data_folder is not None and not _tokenizer_file(tokenizer_path).is_file():
+            tokenizer_path = data_folder
         return cls.load(
             tokenizer_path,
             boq=info.boq,
@@ -127,7 +121,11 @@ class PromptFormat:
         return self.tokenizer.decode(ids, skip_special_tokens=True)
 
     def _encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
-        encodings = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        try:
+            encodings = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        except TypeError:
+            _require_whole_characters(texts)
+            raise
         return [encoding.ids for encoding in encodings]
 
     def _id_of(self, token: str) -> int:
@@ -136,15 +134,12 @@ class PromptFormat:
         return token_id
 
 
-def _missing(field: str) -> ValueError:
-    return ValueError(
-        f"tokenizer_info.{field} is missing: the data can train but not be asked; "
-        f"add it to tokenizer_info in the data's metadata.json"
-    )
+def _tokenizer_file(path: Path) -> Path:
+    return path / "tokenizer.json" if path.is_dir() else path
 
 
 def _read_tokenizer(path: Path) -> Tokenizer:
-    tokenizer_file = path / "tokenizer.json" if path.is_dir() else path
+    tokenizer_file = _tokenizer_file(path)
     if not tokenizer_file.is_file():
         raise ValueError(
             f"no tokenizer at {tokenizer_file}; tokenizer_path is a tokenizer.json or its folder"
@@ -171,6 +166,15 @@ def _require_out_of_reach(tokenizer: Tokenizer, tokens: Sequence[str]) -> None:
                 f"the text {token!r} encodes to the special token of that name, so text could "
                 f"pass for it; use a tokenizer that splits or merges it differently"
             )
+
+
+def _require_whole_characters(texts: Sequence[str]) -> None:
+    broken = [index for index, text in enumerate(texts) if re.search("[\ud800-\udfff]", text)]
+    if broken:
+        raise ValueError(
+            f"texts {broken[:5]} of this batch hold half of a surrogate pair, which is no "
+            f"character; repair or drop them"
+        )
 
 
 def _shorten(names: Sequence[str], shown: int = 12) -> str:

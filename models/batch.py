@@ -36,12 +36,10 @@ class PackedLayout:
 
     @classmethod
     def from_lengths(cls, prefix_lens: Tensor, causal_lens: Tensor, num_slots: int) -> PackedLayout:
-        """Lays sequences out one after another; the lengths are [n] integers on CPU, n <= num_slots."""
+        """Lays sequences out one after another; lengths are [n] integers on CPU."""
         num_seqs = len(prefix_lens)
         if num_seqs > num_slots:
-            raise ValueError(
-                f"{num_seqs} sequences do not fit into num_slots={num_slots}; give at least {num_seqs}"
-            )
+            raise ValueError(f"{num_seqs} sequences do not fit into num_slots={num_slots}")
         lens = torch.zeros(2, num_slots, dtype=torch.int32)
         lens[0, :num_seqs] = prefix_lens
         lens[1, :num_seqs] = causal_lens

@@ -11,7 +11,9 @@ from models.transformer import Application, NetConfig, StackConfig
 
 
 class HRMConfig(NetConfig):
-    """z_H = x, z_L = z_L_init; H_cycles times: L_cycles times z_L = L(z_L + z_H), z_H = H(z_H + z_L).
+    """From z_H = x, z_L = z_L_init, H_cycles times:
+
+        L_cycles times z_L = L(z_L + z_H), then z_H = H(z_H + z_L); the answer is z_H
 
     A number of gradient-carrying calls above those that exist means all of them.
     """
@@ -63,7 +65,7 @@ class HRMConfig(NetConfig):
 def two_level_applications(
     stacks: tuple[str, str], cycles: tuple[int, int], gradient_calls: tuple[int, int]
 ) -> Iterator[Application]:
-    """The order that HRM and TRM share; pairs are (H, L), gradient goes to the last calls of each."""
+    """The order that HRM and TRM share; pairs are (H, L), the last calls carry gradient."""
     H_stack, L_stack = stacks
     H_cycles, L_cycles = cycles
     H_without = H_cycles - gradient_calls[0]

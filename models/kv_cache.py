@@ -37,7 +37,7 @@ class PrefillTarget:
 
 @dataclass(frozen=True, slots=True)
 class DecodeStep:
-    """One more token in every row."""
+    """One more token in each of the first B rows of the cache."""
 
     rows: Tensor  # [B] int64: 0, 1, ..., B - 1
     positions: Tensor  # [B] int64: where the token goes
@@ -75,8 +75,34 @@ class KVCache:
     def layers(self, application: int) -> LayerCaches:
         return self._applications[application]
 
+    def reserve(self, length: int) -> None:
+        """Makes room for rows of `length` tokens, keeping what they hold.
+
+        It at least doubles, so that a cache grown token by token copies each but a few times.
+        """
+        if length <= self.max_length:
+            return
+        added = (0, 0, 0, 0, 0, max(length - self.max_length, self.max_length))  # K, H, L
+        for application, layers in enumerate(self._applications):
+            self._applications[application] = LayerCaches(
+                F.pad(layers.keys, added), F.pad(layers.values, added)
+            )
+
+    def move_rows(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Overwrites the rows `targets` with the rows `sources`; no row is in both."""
+        assert not set(sources) & set(targets), (sources, targets)
+        if not sources:
+            return
+        source = torch.tensor(sources, device=self.lengths.device)
+        target = torch.tensor(targets, device=self.lengths.device)
+        self.lengths[target] = self.lengths[source]
+        longest = int(self.lengths[source].amax())  # sync: what lies beyond need not be copied
+        for layers in self._applications:
+            for tensor in (layers.keys[:, :, :longest], layers.values[:, :, :longest]):
+                tensor[:, target] = tensor[:, source]
+
     def start_prefill(self, layout: PackedLayout, positions: Tensor, rows: Tensor) -> PrefillTarget:
-        """Sets the lengths of `rows` [S] to those of the layout's sequences, and says where tokens go."""
+        """Sets the lengths of `rows` [S] to the sequences' and says where tokens go."""
         num_seqs, num_tokens = int(layout.num_seqs), int(layout.num_tokens)
         longest = int(layout.max_seq_len)
         if longest > self.max_length:
@@ -93,9 +119,9 @@ class KVCache:
         )
         return PrefillTarget(token_rows, positions.long())
 
-    def start_decode(self) -> DecodeStep:
-        """Makes room for one more token in every row."""
-        positions = self.lengths.long()
+    def start_decode(self, num_rows: int) -> DecodeStep:
+        """Counts one more token in each of the first `num_rows` rows, and says where it goes."""
+        positions = self.lengths[:num_rows].long()
         # sync: the longest row bounds what is read; a static bound would read the whole cache.
         num_columns = int(positions.amax()) + 1
         if num_columns > self.max_length:
@@ -103,10 +129,10 @@ class KVCache:
                 f"a row of the cache is full ({self.max_length} tokens); stop it or make the "
                 "cache longer"
             )
-        self.lengths += 1
+        self.lengths[:num_rows] += 1
         columns = torch.arange(num_columns, device=positions.device)
         return DecodeStep(
-            rows=torch.arange(len(positions), device=positions.device),
+            rows=torch.arange(num_rows, device=positions.device),
             positions=positions,
             visible=(columns <= positions[:, None])[:, None, None],
             num_columns=num_columns,

@@ -1,6 +1,6 @@
 """The language model: token embedding -> recurrent core -> head, over packed rows or a cache.
 
-Owns the paths through the model (packed, prefill, decode). Loss, sharding and sampling live elsewhere.
+Owns the paths through the model (packed, prefill, decode), not loss, sharding or sampling.
 """
 
 from __future__ import annotations
@@ -82,11 +82,11 @@ class LanguageModel(nn.Module):
         return self.model(tokens, self._ropes(positions), contexts)
 
     def decode(self, tokens: Tensor, cache: KVCache) -> Tensor:
-        """One more token for every cache row, `tokens` [B] -> hidden [B, D]; the cache grows by one.
+        """One more token for each of the first B cache rows, `tokens` [B] -> hidden [B, D].
 
         The token is causal: it sees everything before it in its row and itself.
         """
-        step = cache.start_decode()
+        step = cache.start_decode(len(tokens))
         contexts = [
             DecodingContext(cache.layers(application), step)
             for application, _ in enumerate(self._stack_of_each_application())

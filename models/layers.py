@@ -1,4 +1,4 @@
-"""The layers that every net is made of: linear maps, embedding, rotary positions, attention, SwiGLU.
+"""The layers of every net: linear maps, embedding, rotary positions, attention, SwiGLU.
 
 Owns their formulas and their initialisation; which kernel computes the attention is not known here.
 """
@@ -92,7 +92,9 @@ class GatedAttention(nn.Module):
         self.gqkv_proj = Linear(hidden_size, 4 * hidden_size, std=in_std)
         self.o_proj = Linear(hidden_size, hidden_size, std=out_std)
 
-    def forward(self, x: Tensor, rope: Rope | None, context: AttentionContext, layer: int) -> Tensor:
+    def forward(
+        self, x: Tensor, rope: Rope | None, context: AttentionContext, layer: int
+    ) -> Tensor:
         gate, query_key, value = (
             self.gqkv_proj(x).unflatten(-1, (4, self.num_heads, -1)).split((1, 2, 1), dim=-3)
         )  # [T, 1 | 2 | 1, H, K]

@@ -80,7 +80,7 @@ def next_token_sums(
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """(hidden [N, D], weight [V, D], labels [N]) -> (sum of cross-entropies, argmax is label [N])."""
+    """(hidden [N, D], weight [V, D], labels [N]) -> (loss summed, argmax is label [N])."""
 
     @staticmethod
     def forward(  # type: ignore[override]

@@ -19,7 +19,7 @@ from models.layers import AttentionContext, GatedAttention, Rope, SwiGLU, rms_no
 class StackConfig(BaseModel):
     """Shape, variant and initialisation of one stack of blocks."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     n_layers: PositiveInt
     hidden_size: PositiveInt
@@ -136,7 +136,12 @@ class TransformerConfig(NetConfig):
     """The plain Transformer: one stack, applied once."""
 
     name: Literal["transformer"] = "transformer"
-    half_layers: Literal[False] = False
+
+    @model_validator(mode="after")
+    def _check_one_stack(self) -> TransformerConfig:
+        if self.half_layers:
+            raise ValueError("half_layers=true: a transformer has one stack; leave it out")
+        return self
 
     def stacks(self) -> Mapping[str, StackConfig]:
         return {"stack": self.stack_config()}
@@ -165,7 +170,9 @@ class Block(nn.Module):
             out_std=config.out_std(config.mlp_size),
         )
 
-    def forward(self, x: Tensor, rope: Rope | None, context: AttentionContext, layer: int) -> Tensor:
+    def forward(
+        self, x: Tensor, rope: Rope | None, context: AttentionContext, layer: int
+    ) -> Tensor:
         if self.is_pre_norm:
             x = x + self.attn(rms_norm(x, self.norm_eps), rope, context, layer)
             return x + self.mlp(rms_norm(x, self.norm_eps))

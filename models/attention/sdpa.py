@@ -1,14 +1,15 @@
 """PrefixLM attention through `scaled_dot_product_attention`, for CPUs and untested devices.
 
-Sequences are gathered into buckets of about equal length and each bucket is one padded call with a
+Sequences are copied into buckets of about equal length and each bucket is one padded call with a
 boolean mask, built once per batch. Measured on a 2-core CPU in fp32 (T 4096, forward + backward):
 buckets 16 wide take half the time of one call per sequence at lengths near 40, about the same near
-200; one [T, T] mask takes 17 times as long.
+200; one [T, T] mask takes 17 times as long. Neither fp32 masks nor softmax written out gained more.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,37 +25,47 @@ ALONE_FROM = 512  # sequences this long are calls of their own, without padding
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """Sequences of about equal length: `num_seqs` of at most `width` tokens."""
+    """`num_seqs` sequences of at most `width` tokens, each in `width` slots."""
 
     num_seqs: int
     width: int
+    source_rows: Tensor  # [num_seqs * width] int64; padding slots repeat their sequence's last row
+    target_rows: Tensor  # the same, but padding slots go to row T, which is dropped
     visible: Tensor | None  # [num_seqs, 1, width, width] bool; None: everything sees everything
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """[T, H, K] -> [num_seqs, H, width, K]."""
+        slots = rows.flatten(1).index_select(0, self.source_rows)
+        return slots.view(self.num_seqs, self.width, *rows.shape[1:]).transpose(1, 2)
 
 
 @dataclass(frozen=True, slots=True)
 class BucketPlan:
-    """Buckets, and how the rows of a packed batch map to their slots (N slots in all)."""
+    """The buckets of a packed row of `num_rows` = T tokens, `num_tokens` without padding."""
 
     buckets: tuple[Bucket, ...]
-    row_of_slot: Tensor  # [N] int64; padding slots repeat a row of their sequence
-    slot_of_row: Tensor  # [T] int64; padding rows: any slot
-    padding_slots: Tensor  # int64
-    padding_rows: Tensor  # int64
+    num_tokens: int
+    num_rows: int
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        num_heads, head_size = query.shape[1:]
-        slotted = [_ToSlots.apply(tensor.flatten(1), self) for tensor in (query, key, value)]
-        sizes = [bucket.num_seqs * bucket.width for bucket in self.buckets]
-        mixed = []
-        for bucket, *parts in zip(self.buckets, *(s.split(sizes) for s in slotted), strict=True):
-            shape = (bucket.num_seqs, bucket.width, num_heads, head_size)
-            q, k, v = (part.view(shape).transpose(1, 2) for part in parts)
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=bucket.visible)
-            mixed.append(out.transpose(1, 2).reshape(-1, num_heads * head_size))
-        if not mixed:  # a row of padding alone
+        if not self.buckets:  # a row of padding alone
             return (query + key + value) * 0.0
-        all_slots = mixed[0] if len(mixed) == 1 else torch.cat(mixed)
-        return _FromSlots.apply(all_slots, self).view_as(query)
+        gathered = (_ToBuckets.apply(rows, self) for rows in (query, key, value))
+        mixed = [
+            F.scaled_dot_product_attention(q, k, v, attn_mask=bucket.visible)
+            for bucket, q, k, v in zip(self.buckets, *gathered, strict=True)
+        ]
+        return _FromBuckets.apply(self, *mixed)
+
+    def scatter(self, parts: Sequence[Tensor]) -> Tensor:
+        """What each bucket holds, [num_seqs, H, width, K], to [T, H, K]; zero in padding rows."""
+        num_heads, head_size = parts[0].shape[1], parts[0].shape[3]
+        rows = parts[0].new_empty(self.num_rows + 1, num_heads * head_size)
+        rows[self.num_tokens :] = 0.0
+        for bucket, part in zip(self.buckets, parts, strict=True):
+            slots = part.transpose(1, 2).reshape(-1, num_heads * head_size)
+            rows.index_copy_(0, bucket.target_rows, slots)
+        return rows[: self.num_rows].unflatten(1, (num_heads, head_size))
 
 
 class SdpaAttention:
@@ -72,26 +83,21 @@ class SdpaAttention:
         prefix_lens = layout.prefix_lens[:num_seqs].cpu().long()
         seq_lens = prefix_lens + layout.causal_lens[:num_seqs].cpu()
         starts = layout.cu_seqlens[:num_seqs].cpu().long()
-        buckets, rows, is_padding = [], [], []
+        buckets = []
         for width, members in _sequences_by_width(seq_lens.tolist()).items():
             index = torch.tensor(members)
-            lens = seq_lens[index, None]
-            column = torch.arange(width)
-            rows.append((starts[index, None] + column.minimum(lens - 1)).flatten())
-            is_padding.append((column >= lens).flatten())
+            lens, slot = seq_lens[index, None], torch.arange(width)
+            rows = starts[index, None] + slot.minimum(lens - 1)
             visible = _visible(prefix_lens[index], seq_lens[index], width)
-            buckets.append(Bucket(len(members), width, None if visible is None else visible.to(device)))
-        row_of_slot = torch.cat(rows) if rows else torch.empty(0, dtype=torch.int64)
-        padding = torch.cat(is_padding) if rows else torch.empty(0, dtype=torch.bool)
-        slot_of_row = torch.zeros(num_rows, dtype=torch.int64)
-        slot_of_row[row_of_slot[~padding]] = (~padding).nonzero().squeeze(1)
-        return BucketPlan(
-            buckets=tuple(buckets),
-            row_of_slot=row_of_slot.to(device),
-            slot_of_row=slot_of_row.to(device),
-            padding_slots=padding.nonzero().squeeze(1).to(device),
-            padding_rows=torch.arange(int(layout.num_tokens), num_rows).to(device),
-        )
+            bucket = Bucket(
+                num_seqs=len(members),
+                width=width,
+                source_rows=rows.flatten().to(device),
+                target_rows=rows.masked_fill(slot >= lens, num_rows).flatten().to(device),
+                visible=None if visible is None else visible.to(device),
+            )
+            buckets.append(bucket)
+        return BucketPlan(tuple(buckets), int(layout.num_tokens), num_rows)
 
 
 def _sequences_by_width(seq_lens: list[int]) -> dict[int, list[int]]:
@@ -107,48 +113,36 @@ def _sequences_by_width(seq_lens: list[int]) -> dict[int, list[int]]:
 
 
 def _visible(prefix_lens: Tensor, seq_lens: Tensor, width: int) -> Tensor | None:
-    """The mask of one bucket. Padding slots see their sequence: a row that sees nothing is NaN."""
-    query = torch.arange(width)[:, None]
-    key = torch.arange(width)
-    prefix = prefix_lens[:, None, None]
-    visible = (key < prefix) | (key <= query)
-    visible &= (query >= prefix) | (key < prefix)
-    visible &= key < seq_lens[:, None, None]
+    """The mask of one bucket. Padding slots see one another: if they saw nothing they would be NaN,
+    if they saw tokens these would get the gradient of the rows that the slots repeat."""
+    query, key = torch.arange(width)[:, None], torch.arange(width)
+    prefix, length = prefix_lens[:, None, None], seq_lens[:, None, None]
+    visible = torch.where(query < prefix, key < prefix, key <= query)
+    visible &= (query < length) == (key < length)
     return None if bool(visible.all()) else visible[:, None]
 
 
-def _to_slots(rows: Tensor, plan: BucketPlan) -> Tensor:
-    return rows.index_select(0, plan.row_of_slot)
-
-
-def _from_slots(slots: Tensor, plan: BucketPlan) -> Tensor:
-    rows = slots.index_select(0, plan.slot_of_row)
-    return rows.index_fill_(0, plan.padding_rows, 0.0)
-
-
-class _ToSlots(torch.autograd.Function):
-    """Packed rows to bucket slots; both directions are gathers, which scatter-add is not."""
+class _ToBuckets(torch.autograd.Function):
+    """Packed rows to buckets; the backward pass copies, since each row has one slot."""
 
     @staticmethod
-    def forward(ctx, rows: Tensor, plan: BucketPlan) -> Tensor:  # type: ignore[override]
+    def forward(ctx, rows: Tensor, plan: BucketPlan) -> tuple[Tensor, ...]:  # type: ignore[override]
         ctx.plan = plan
-        return _to_slots(rows, plan)
+        return tuple(bucket.gather(rows) for bucket in plan.buckets)
 
     @staticmethod
-    def backward(ctx, grad_slots: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        # What padding slots get stays behind: as keys they are masked, as queries unused.
-        return _from_slots(grad_slots, ctx.plan), None
+    def backward(ctx, *grads: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return ctx.plan.scatter(grads), None
 
 
-class _FromSlots(torch.autograd.Function):
-    """Bucket slots back to packed rows, zero in padding rows."""
+class _FromBuckets(torch.autograd.Function):
+    """Buckets back to packed rows, zero in padding rows."""
 
     @staticmethod
-    def forward(ctx, slots: Tensor, plan: BucketPlan) -> Tensor:  # type: ignore[override]
+    def forward(ctx, plan: BucketPlan, *parts: Tensor) -> Tensor:  # type: ignore[override]
         ctx.plan = plan
-        return _from_slots(slots, plan)
+        return plan.scatter(parts)
 
     @staticmethod
-    def backward(ctx, grad_rows: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        grad_slots = _to_slots(grad_rows, ctx.plan)
-        return grad_slots.index_fill_(0, ctx.plan.padding_slots, 0.0), None
+    def backward(ctx, grad_rows: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        return None, *(bucket.gather(grad_rows) for bucket in ctx.plan.buckets)

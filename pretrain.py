@@ -1,0 +1,286 @@
+"""Trains a recurrent language model: build, continue, loop, save.
+
+    python pretrain.py                                       # the published XL run, on one device
+    torchrun --nproc_per_node=8 pretrain.py arch/size@arch=L lr=2.5e-4 global_batch_size=172032
+    python pretrain.py --config-name cfg_sft data.path=... resume_from=...
+
+The same command continues a stopped run. The only file that knows Hydra.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import hydra
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from data_io.sampled_format import SampledData
+from dataset_new import PrefixLMDataset, RowPacking, RunPlan, load_batches, plan_epochs
+from models.batch import PackedBatch
+from models.language_model import LanguageModel
+from models.loss import StepSums, next_token_sums
+from training.adam_atan2 import AdamATan2
+from training.building import build_model
+from training.checkpoint import Progress, RunDirectory, training_state
+from training.distributed import (
+    World,
+    reshard,
+    set_threads,
+    start_world,
+    stop_world,
+)
+from training.environment import record_environment, recorded_choices
+from training.run_names import is_finished, resolve_run
+from training.schedule import backprop_steps_at, check_schedule, lr_at, published_total_steps
+from training.schema import RunConfig, checked_overrides, parse_config
+from training.starting import continue_run, start_from
+from training.summary import RunFacts, mean_keys_per_token, summary_lines
+from training.telemetry import MetricsLogger
+
+CONFIG_DIR = Path(__file__).parent / "config"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Everything that the loop needs."""
+
+    config: RunConfig
+    world: World
+    data: SampledData
+    packing: RowPacking
+    num_slots: int
+    total_steps: int
+    model: LanguageModel
+    optimizer: AdamATan2
+    directory: RunDirectory
+    logger: MetricsLogger
+
+
+def train(run: Run, progress: Progress) -> None:
+    """The loop: every epoch, every global batch, a step; checkpoints as asked for."""
+    config = run.config
+    for epoch in range(progress.epoch, config.epochs):
+        for batch in epoch_batches(run, progress):
+            progress = step(run, batch, progress)
+            if config.checkpoint_steps and progress.step % config.checkpoint_steps == 0:
+                save(run, f"fsdp2_step_{progress.step}", progress)
+        progress = Progress(epoch + 1, 0, progress.step, progress.tokens)
+        if (epoch + 1) % config.checkpoint_interval == 0 or epoch + 1 == config.epochs:
+            save(run, f"fsdp2_epoch_{epoch + 1}", progress)
+
+
+def epoch_batches(run: Run, progress: Progress) -> Iterator[PackedBatch]:
+    """This rank's batches of the current epoch from where the run stands, on the device.
+
+    Each is on its way there while the step before it is computed.
+    """
+    is_cuda = run.world.device.type == "cuda"
+    dataset = PrefixLMDataset(
+        run.data,
+        run.packing,
+        num_slots=run.num_slots,
+        epoch=progress.epoch,
+        cursor=progress.cursor,
+        rank=run.world.rank,
+    )
+    coming = None
+    for batch in load_batches(dataset, num_workers=run.config.data_workers, pin_memory=is_cuda):
+        following = batch.to(run.world.device, non_blocking=is_cuda)
+        if coming is not None:
+            yield coming
+        coming = following
+    if coming is not None:
+        yield coming
+
+
+def step(run: Run, batch: PackedBatch, progress: Progress) -> Progress:
+    """One optimizer step on one global batch."""
+    config, world = run.config, run.world
+    progress = Progress(
+        progress.epoch,
+        batch.next_cursor,
+        progress.step + 1,
+        progress.tokens + batch.global_num_tokens,
+    )
+    lr = lr_at(
+        progress.step,
+        lr=config.lr,
+        min_ratio=config.lr_min_ratio,
+        warmup_steps=config.lr_warmup_steps,
+        total_steps=run.total_steps,
+    )
+    backprop_steps = backprop_steps_at(progress.step, run.total_steps, config.arch)
+    run.optimizer.set_lr(lr)
+    # Gradients are summed over ranks. The packing is the same everywhere, so the divisor is known.
+    divisor = max(1, batch.global_num_scored) / world.size
+    sums = train_step(run.model, run.optimizer, batch, divisor, backprop_steps)
+    run.logger.add(sums, progress, {"train/lr": lr, "bp_steps": backprop_steps})
+    return progress
+
+
+def train_step(
+    model: LanguageModel,
+    optimizer: AdamATan2,
+    batch: PackedBatch,
+    divisor: float,
+    backprop_steps: int | None,
+) -> StepSums:
+    """Forward, loss, backward, update; `divisor`: scored tokens per rank, on average over ranks."""
+    hidden = model(batch.tokens, batch.positions, batch.layout, backprop_steps)
+    sums = next_token_sums(
+        hidden, model.lm_head.weight, batch.labels, batch.layout, num_scored=batch.num_scored
+    )
+    (sums.loss / divisor).backward()
+    reshard(model)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return sums.detach()
+
+
+def save(run: Run, name: str, progress: Progress) -> None:
+    """Publishes a checkpoint of everything that training needs."""
+    state = training_state(run.model, run.optimizer)
+    run.directory.save(name, state, progress, run.logger.state())
+
+
+def set_up(config: RunConfig, notes: list[str], world: World) -> tuple[Run, Progress] | None:
+    """Checks everything and builds a run; None where there is nothing left to do."""
+    data = SampledData.open(config.data.path)
+    if config.global_batch_size % world.size:
+        raise ValueError(
+            f"global_batch_size={config.global_batch_size} is not divisible by the {world.size} "
+            f"ranks; use e.g. {config.global_batch_size // world.size * world.size}"
+        )
+    config, reason = resolve_run(config, world)
+    directory = RunDirectory(Path(str(config.checkpoint_path)), world)
+    say(world, f"run         {directory.path} ({reason})", *notes)
+    if is_finished(directory, config.epochs):
+        say(world, f"finished already: {config.epochs} epochs; new_run=true starts another run")
+        return None
+    chosen = recorded_choices(directory.path)
+    threads, threads_reason = set_threads(config.num_threads or chosen.get("threads"))
+    packing, plan, facts = plan_run(config, data, world)
+    torch.manual_seed(config.seed)
+    model, choices = build_model(config, facts.vocab_size, world, chosen.get("attention"))
+    optimizer = AdamATan2(
+        model.parameters(),
+        lr=config.lr,
+        betas=(config.beta1, config.beta2),
+        weight_decay=config.weight_decay,
+        ema=config.ema,
+    )
+    progress, log_state = Progress(), {}
+    checkpoint, differences = continue_run(directory, config, model, optimizer)
+    say(world, *differences)
+    if checkpoint:
+        progress, log_state = checkpoint.progress, checkpoint.log_state
+        choices["continued"] = f"{checkpoint.path.name}, step {progress.step:,}"
+    elif config.resume_from:
+        choices["starts from"] = start_from(config, model, optimizer)
+    directory.create(config.model_dump(), data.metadata.train_metadata())
+    choices["threads"] = f"{threads} ({threads_reason})"
+    say(world, *summary_lines(config, facts, choices))
+    if world.is_main:
+        backend = model.attention.name
+        found = {"threads": threads, "attention": backend, "device": world.device.type}
+        record_environment(directory.path, found)
+    logger = MetricsLogger(
+        directory.path,
+        world,
+        log_interval=config.log_interval,
+        total_steps=facts.counted_steps,
+        start=progress,
+    )
+    logger.restore(log_state)
+    run = Run(
+        config=config,
+        world=world,
+        data=data,
+        packing=packing,
+        num_slots=plan.num_slots,
+        total_steps=facts.total_steps,
+        model=model,
+        optimizer=optimizer,
+        directory=directory,
+        logger=logger,
+    )
+    return run, progress
+
+
+def plan_run(
+    config: RunConfig, data: SampledData, world: World
+) -> tuple[RowPacking, RunPlan, RunFacts]:
+    """How examples are packed, and the number of steps that this makes."""
+    packing = RowPacking(
+        batch_max_length=config.global_batch_size // world.size,
+        num_replicas=world.size,
+        drop_last_batch=True,
+        target_only=config.data.target_only,
+    )
+    plan = plan_epochs(data, packing, config.epochs)
+    published = published_total_steps(
+        config.epochs, data.metadata.total_length, config.global_batch_size
+    )
+    named = {"counted": sum(plan.steps), "published": published}
+    total_steps = named.get(str(config.schedule_steps), config.schedule_steps)
+    assert isinstance(total_steps, int)
+    check_schedule(warmup_steps=config.lr_warmup_steps, total_steps=total_steps)
+    index = data.epoch(0)
+    facts = RunFacts(
+        steps_per_epoch=plan.steps,
+        filled_share=1 - plan.padding_share,
+        mean_keys=mean_keys_per_token(index.inst_len, index.resp_len),
+        vocab_size=data.metadata.padded_vocab_size,
+        total_steps=total_steps,
+        published_steps=published,
+    )
+    return packing, plan, facts
+
+
+def say(world: World, *lines: str) -> None:
+    """Prints on rank 0."""
+    if world.is_main:
+        print(*lines, sep="\n", flush=True)
+
+
+@hydra.main(version_base=None, config_path="config", config_name="cfg_pretrain")
+def main(raw: DictConfig) -> None:
+    """Composes the configuration, runs it, and turns bad input into one message and exit code 2."""
+    try:
+        plain = OmegaConf.to_container(raw, resolve=True)
+        assert isinstance(plain, dict)
+        config, notes = parse_config({str(key): value for key, value in plain.items()})
+        world = start_world(config.device)
+        prepared = set_up(config, notes, world)
+    except (ValueError, OSError) as error:
+        if os.environ.get("HYDRA_FULL_ERROR"):
+            raise
+        refuse(error)
+    else:
+        if prepared:
+            run, progress = prepared
+            train(run, progress)
+            run.logger.close()
+            say(world, f"done: {run.directory.path}")
+    finally:
+        stop_world()
+
+
+def refuse(error: Exception) -> None:
+    """One message, from one rank of each node."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    try:
+        sys.argv[1:] = checked_overrides(sys.argv[1:], CONFIG_DIR)
+    except ValueError as error:
+        refuse(error)
+    main()

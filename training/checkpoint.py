@@ -1,0 +1,217 @@
+"""The run directory: configuration, metrics, and checkpoints that exist whole or not at all.
+
+    <run>/all_config.yaml train_metadata.yaml metrics.jsonl environment.json
+    <run>/fsdp2_epoch_1/ fsdp2_step_1500/: model/ ema/ optimizer/ progress.json digests.json
+
+A checkpoint is written under a name that nothing reads, synced to the disk, and renamed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import Tensor, nn
+
+from training.adam_atan2 import AdamATan2
+from training.distributed import World
+from training.tensor_store import read_tensors, read_tensors_into, write_tensors
+
+CONFIG_FILE, METADATA_FILE = "all_config.yaml", "train_metadata.yaml"
+PROGRESS_FILE, DIGESTS_FILE = "progress.json", "digests.json"
+MODEL, EMA, OPTIMIZER = "model", "ema", "optimizer"
+_NAME = re.compile(r"fsdp2_(epoch|step)_(\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run is; moves only with the batch just stepped."""
+
+    epoch: int = 0  # epochs done
+    cursor: int = 0  # examples of the current epoch consumed
+    step: int = 0
+    tokens: int = 0  # real tokens of all ranks, without padding
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A complete checkpoint on disk."""
+
+    path: Path
+    progress: Progress
+    log_state: Mapping[str, Any]  # what the logger has added up and not yet written
+
+    @property
+    def has_ema(self) -> bool:
+        return (self.path / EMA).is_dir()
+
+    def verify(self, *folders: str) -> None:
+        """Compares the files of `folders` (all by default) with their digests; ValueError."""
+        digests = json.loads((self.path / DIGESTS_FILE).read_text())
+        for name, digest in digests.items():
+            if folders and name.split("/")[0] not in folders:
+                continue
+            file = self.path / name
+            if not file.is_file():
+                raise ValueError(f"{file} is missing; the checkpoint is damaged, use another one")
+            if _digest(file) != digest:
+                raise ValueError(
+                    f"{file} does not match its digest; the checkpoint is damaged, use another one"
+                )
+
+    def restore(self, model: nn.Module, optimizer: AdamATan2) -> None:
+        """Loads weights and optimizer state in place, whatever world size they were saved at."""
+        self.verify()
+        state = training_state(model, optimizer)
+        for folder, tensors in state.items():
+            read_tensors_into(self.path / folder, tensors)
+
+    def load_weights(self, *, use_ema: bool) -> dict[str, Tensor]:
+        """The weights alone, on CPU; ValueError where an average is asked for and none was kept."""
+        folder = EMA if use_ema else MODEL
+        if use_ema and not self.has_ema:
+            raise ValueError(f"{self.path} holds no EMA weights; load the raw ones instead")
+        self.verify(folder)
+        return read_tensors(self.path / folder)
+
+
+def training_state(model: nn.Module, optimizer: AdamATan2) -> dict[str, dict[str, Tensor]]:
+    """All tensors of a training run by folder and name: the live ones, not copies."""
+    params = dict(model.named_parameters())
+    buffers = dict(model.named_buffers())
+    state: dict[str, dict[str, Tensor]] = {MODEL: {**params, **buffers}, OPTIMIZER: {}}
+    for name, param in params.items():
+        for kind, tensor in optimizer.state[param].items():
+            if kind == "param_ema":
+                state.setdefault(EMA, dict(buffers))[name] = tensor
+            else:
+                state[OPTIMIZER][f"{kind}.{name}"] = tensor
+    return {
+        folder: {name: tensor.detach() for name, tensor in tensors.items()}
+        for folder, tensors in state.items()
+    }
+
+
+class RunDirectory:
+    """Where one run keeps everything."""
+
+    def __init__(self, path: Path, world: World) -> None:
+        self.path = path
+        self.world = world
+
+    def create(self, config: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
+        """Writes configuration and data record first, and clears half-saved rests."""
+        if self.world.is_main:
+            self.path.mkdir(parents=True, exist_ok=True)
+            for rest in self.path.glob(".fsdp2_*"):
+                shutil.rmtree(rest)
+            write_atomically(self.path / CONFIG_FILE, yaml.safe_dump(dict(config)))
+            write_atomically(self.path / METADATA_FILE, yaml.safe_dump(dict(metadata)))
+        self.world.barrier()
+
+    def checkpoints(self) -> list[Checkpoint]:
+        """Complete checkpoints, the furthest last."""
+        found = []
+        for path in self.path.glob("fsdp2_*"):
+            if _NAME.fullmatch(path.name) and (path / DIGESTS_FILE).is_file():
+                found.append(read_checkpoint(path))
+        # An epoch's checkpoint is written after the step's at the same step.
+        return sorted(found, key=lambda c: (c.progress.step, c.progress.epoch))
+
+    def save(
+        self,
+        name: str,
+        state: Mapping[str, Mapping[str, Tensor]],
+        progress: Progress,
+        log_state: Mapping[str, Any],
+    ) -> None:
+        """Publishes a checkpoint; every rank calls it. Errors leave older ones as they are."""
+        assert _NAME.fullmatch(name), name
+        staging = self.path / f".{name}"
+        if self.world.is_main:
+            shutil.rmtree(staging, ignore_errors=True)
+            staging.mkdir(parents=True)
+        self.world.barrier()
+        for folder, tensors in state.items():
+            write_tensors(staging / folder, tensors)
+        self._write_own_digests(staging)
+        self.world.barrier()
+        if self.world.is_main:
+            record = {**asdict(progress), "log_state": dict(log_state)}
+            write_atomically(staging / PROGRESS_FILE, json.dumps(record, indent=2))
+            _merge_digests(staging)
+            _publish(staging, self.path / name)
+        self.world.barrier()
+
+    def _write_own_digests(self, staging: Path) -> None:
+        files = [*staging.glob(f"*/__{self.world.rank}_*")]
+        if self.world.is_main:
+            files += staging.glob("*/.metadata")
+        digests = {file.relative_to(staging).as_posix(): _digest(file) for file in files}
+        path = staging / f"digests.{self.world.rank}.json"
+        path.write_text(json.dumps(digests))
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """The checkpoint in a folder; ValueError or FileNotFoundError where there is none, whole."""
+    if not (path / DIGESTS_FILE).is_file():
+        raise FileNotFoundError(
+            f"{path} is no complete checkpoint ({DIGESTS_FILE} is missing): it was not published, "
+            "or is not one of ours; choose another"
+        )
+    try:
+        record = json.loads((path / PROGRESS_FILE).read_text())
+        log_state = record.pop("log_state")
+        return Checkpoint(path, Progress(**record), log_state)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path / PROGRESS_FILE} cannot be read: {error}") from error
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """The file has its old content or the new one, never a part."""
+    aside = path.with_name(f".{path.name}.writing")
+    with aside.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+
+
+def _merge_digests(staging: Path) -> None:
+    digests: dict[str, str] = {}
+    for part in sorted(staging.glob("digests.*.json")):
+        digests |= json.loads(part.read_text())
+        part.unlink()
+    write_atomically(staging / DIGESTS_FILE, json.dumps(digests, indent=2))
+
+
+def _publish(staging: Path, target: Path) -> None:
+    for folder in (*(path for path in staging.iterdir() if path.is_dir()), staging):
+        _sync_folder(folder)
+    replaced = target.with_name(f".{target.name}.replaced")
+    if target.exists():
+        target.rename(replaced)
+    staging.rename(target)
+    _sync_folder(target.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

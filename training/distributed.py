@@ -1,0 +1,173 @@
+"""Devices, process groups and sharding; acts on finished models from outside.
+
+Without `torchrun` the world is one process and every collective is a no-op.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+from models.transformer import Block
+
+TIMEOUT = timedelta(minutes=30)
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """This process among those of the run."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The elementwise sum over ranks, a new tensor on CPU."""
+        if self.size == 1:
+            return values.cpu()
+        total = values.to(self.device, copy=True)
+        dist.all_reduce(total)
+        return total.cpu()
+
+    def broadcast(self, text: str) -> str:
+        """Rank 0's text on every rank."""
+        if self.size == 1:
+            return text
+        data = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+        length = torch.tensor([len(data)], device=self.device)
+        dist.broadcast(length, src=0)
+        data = data.to(self.device) if self.is_main else data.new_empty(int(length)).to(self.device)
+        dist.broadcast(data, src=0)
+        return data.cpu().numpy().tobytes().decode()
+
+    def barrier(self) -> None:
+        """Waits for all ranks."""
+        if self.size > 1:
+            dist.barrier()
+
+    @contextmanager
+    def main_first(self) -> Iterator[None]:
+        """Rank 0 does the block alone, then the others do it."""
+        if not self.is_main:
+            self.barrier()
+        yield
+        if self.is_main:
+            self.barrier()
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto`: CUDA (which includes ROCm builds), else MPS, else CPU. The only place that looks."""
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if name == "auto":
+        name = next(kind for kind, is_there in available.items() if is_there)
+    if not available[name]:
+        there = ", ".join(kind for kind, is_there in available.items() if is_there)
+        raise ValueError(f"device={name} is not available here; this machine has {there}")
+    return torch.device(name)
+
+
+def device_note(device: torch.device) -> str:
+    """Which device this is, and whether anybody has tried it."""
+    if device.type == "cuda":
+        note = " (ROCm build: untested)" if torch.version.hip else ""
+        return f"{torch.cuda.get_device_name(device)}{note}"
+    return {"mps": "Apple GPU (MPS: untested)", "cpu": "CPU"}[device.type]
+
+
+def start_world(device_name: str) -> World:
+    """Joins the process group that `torchrun` describes, if it does."""
+    device = pick_device(device_name)
+    if "RANK" not in os.environ:
+        return World(rank=0, size=1, device=device)
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    if device.type == "mps":
+        raise ValueError("several processes cannot share an MPS device; use device=cpu")
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=TIMEOUT)
+    return World(rank=dist.get_rank(), size=dist.get_world_size(), device=device)
+
+
+def stop_world() -> None:
+    """Leaves the process group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def set_threads(num_threads: int | None) -> tuple[int, str]:
+    """Sets this process's threads for CPU kernels; returns their number and why it is that.
+
+    None: OMP_NUM_THREADS where it is set, else one core is left to the data worker, since more
+    threads than free cores make a step up to 9 times slower.
+    """
+    from_environment = os.environ.get("OMP_NUM_THREADS")
+    if num_threads is not None:
+        reason = "asked for"
+    elif from_environment:
+        num_threads, reason = int(from_environment), "OMP_NUM_THREADS"
+    else:
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        num_threads = max(1, ((cores or 1) - 1) // processes)
+        reason = f"{cores} cores, {processes} processes, one core left for data"
+    torch.set_num_threads(num_threads)
+    # Second moments decay into denormal numbers, which CPUs compute slowly.
+    torch.set_flush_denormal(True)
+    return num_threads, reason
+
+
+def shard_model(model: nn.Module, world: World, compute_dtype: torch.dtype) -> None:
+    """FSDP2 over all ranks, in place: fp32 master weights and reductions, `compute_dtype` inside.
+
+    One process in fp32 stays a plain module. One process in bf16 wraps the root alone, so that the
+    same policy makes the compute copy. Gradients are summed over ranks, never averaged.
+    """
+    if world.size == 1 and compute_dtype == torch.float32:
+        return
+    if not dist.is_initialized():
+        store = dist.HashStore()
+        backend = "nccl" if world.device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=0, world_size=1)
+    mesh = init_device_mesh(world.device.type, (world.size,))
+    # Rotary tables must stay fp32, so inputs are not cast; a recurrent net would gather each block
+    # again for every application if it were resharded after forward.
+    policy = MixedPrecisionPolicy(
+        param_dtype=compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
+    )
+    if world.size > 1:
+        for module in model.modules():
+            if isinstance(module, Block):
+                fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+    for module in _sharded_modules(model):
+        module.set_gradient_divide_factor(1.0)
+        module.set_force_sum_reduction_for_comms(True)
+        module.set_reshard_after_backward(False)
+
+
+def reshard(model: nn.Module) -> None:
+    """After the backward pass and before the optimizer: puts gradients onto the local shards."""
+    for module in _sharded_modules(model):
+        module.reshard()
+
+
+def _sharded_modules(model: nn.Module) -> list[FSDPModule]:
+    return [module for module in model.modules() if isinstance(module, FSDPModule)]

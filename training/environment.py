@@ -1,0 +1,91 @@
+"""Where and with what a run was computed, and its sources where git does not have them."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+import zipfile
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from training.checkpoint import write_atomically
+
+ENVIRONMENT_FILE, CODE_FILE = "environment.json", "code.zip"
+SOURCE_ROOT = Path(__file__).resolve().parents[1]
+_PACKAGES = ("torch", "numpy", "numba", "hydra-core", "omegaconf", "pydantic", "safetensors")
+_SOURCE_SUFFIXES = {".py", ".yaml", ".toml", ".txt"}
+
+
+def record_environment(run_path: Path, choices: Mapping[str, Any]) -> None:
+    """Writes environment.json, and code.zip when the sources are not a clean commit.
+
+    `choices` is what was found at start (device, attention, threads): used again on continuing.
+    """
+    commit, is_clean = _git_state()
+    record = {
+        "choices": dict(choices),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "cuda": torch.version.cuda,
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "git_commit": commit,
+        "git_clean": is_clean,
+    }
+    write_atomically(run_path / ENVIRONMENT_FILE, json.dumps(record, indent=2))
+    if not is_clean:
+        _zip_sources(run_path / CODE_FILE)
+
+
+def recorded_choices(run_path: Path) -> dict[str, Any]:
+    """What a run chose when it started; empty where it left no record."""
+    path = run_path / ENVIRONMENT_FILE
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_text())["choices"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); delete it to choose anew") from None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=SOURCE_ROOT, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout
+
+
+def _git_state() -> tuple[str | None, bool]:
+    commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
+    return (commit.strip() if commit else None), commit is not None and changes == ""
+
+
+def _zip_sources(path: Path) -> None:
+    listed = _git("ls-files", "--cached", "--others", "--exclude-standard")
+    if listed is not None:
+        files = [SOURCE_ROOT / name for name in listed.splitlines()]
+    else:
+        files = [p for p in SOURCE_ROOT.rglob("*") if ".venv" not in p.parts]
+    aside = path.with_name(f".{path.name}.writing")
+    with zipfile.ZipFile(aside, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in sorted(files):
+            is_source = file.suffix in _SOURCE_SUFFIXES and "golden" not in file.parts
+            if is_source and file.is_file():
+                archive.write(file, file.relative_to(SOURCE_ROOT))
+    aside.replace(path)

@@ -1,0 +1,76 @@
+"""Which run a command means: one given by name, the newest unfinished one, or a new one."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from training.checkpoint import CONFIG_FILE, RunDirectory
+from training.distributed import World
+from training.schema import MACHINE_KEYS, NAME_KEYS, RunConfig
+
+CHECKPOINTS = Path("checkpoints")
+_MANNERS = "amber brave calm daring eager fair gentle happy jolly keen lively mellow noble proud"
+_ANIMALS = "badger crane dolphin falcon gecko heron ibis jackal koala lynx marmot otter puffin wren"
+
+
+def resolve_run(config: RunConfig, world: World) -> tuple[RunConfig, str]:
+    """The configuration with its three names filled in, and why they are these.
+
+    Rank 0 decides. Without names the same command continues the newest unfinished run that has the
+    same settings; `new_run=true` starts another.
+    """
+    named = ""
+    if world.is_main:
+        named = "\n".join(_names(config, world))
+    project, run, path, reason = world.broadcast(named).split("\n")
+    update = {"project_name": project, "run_name": run, "checkpoint_path": path}
+    return config.model_copy(update=update), reason
+
+
+def comparable(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that two runs must share to be the same run."""
+    return {k: v for k, v in config.items() if k not in (*MACHINE_KEYS, *NAME_KEYS)}
+
+
+def is_finished(run: RunDirectory, epochs: int) -> bool:
+    """Whether the run has gone through all its epochs."""
+    found = run.checkpoints()
+    return bool(found) and found[-1].progress.epoch >= epochs
+
+
+def _names(config: RunConfig, world: World) -> tuple[str, str, str, str]:
+    project = config.project_name or Path(config.data.path).resolve().name
+    if config.checkpoint_path:
+        path = Path(config.checkpoint_path)
+        return project, config.run_name or path.name, str(path), "given"
+    if config.run_name:
+        return project, config.run_name, str(CHECKPOINTS / project / config.run_name), "given"
+    if not config.new_run:
+        unfinished = _newest_unfinished(config, CHECKPOINTS / project, world)
+        if unfinished:
+            reason = "the newest unfinished run with these settings; new_run=true starts another"
+            return project, unfinished.name, str(unfinished), reason
+    while True:
+        slug = f"{random.choice(_MANNERS.split())}-{random.choice(_ANIMALS.split())}"
+        path = CHECKPOINTS / project / f"{config.arch.name}-{slug}-{random.randrange(100):02}"
+        if not path.exists():
+            return project, path.name, str(path), "a new run; the name was drawn"
+
+
+def _newest_unfinished(config: RunConfig, project_path: Path, world: World) -> Path | None:
+    wanted = comparable(config.model_dump())
+    candidates = sorted(
+        project_path.glob(f"*/{CONFIG_FILE}"), key=lambda file: file.stat().st_mtime, reverse=True
+    )
+    for file in candidates:
+        stored = yaml.safe_load(file.read_text())
+        if not isinstance(stored, dict) or comparable(stored) != wanted:
+            continue
+        if not is_finished(RunDirectory(file.parent, world), config.epochs):
+            return file.parent
+    return None

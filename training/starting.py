@@ -1,0 +1,139 @@
+"""Where a run's weights come from: its own newest checkpoint, or another run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+
+from training.adam_atan2 import AdamATan2
+from training.checkpoint import (
+    CONFIG_FILE,
+    EMA,
+    Checkpoint,
+    RunDirectory,
+    read_checkpoint,
+    training_state,
+)
+from training.distributed import World
+from training.run_names import comparable
+from training.schema import RunConfig
+from training.tensor_store import read_tensors_into
+
+
+def continue_run(
+    directory: RunDirectory, config: RunConfig, model: nn.Module, optimizer: AdamATan2
+) -> tuple[Checkpoint | None, list[str]]:
+    """Restores the newest whole checkpoint of this very run in place; notes say what differs.
+
+    ValueError when the folder holds another architecture, or something that is no run; a damaged
+    checkpoint is named and the one before it is used.
+    """
+    stored = stored_config(directory.path)
+    if stored is None:
+        if directory.path.is_dir() and any(directory.path.iterdir()):
+            raise ValueError(
+                f"{directory.path} holds something, but no run ({CONFIG_FILE} is missing); "
+                "choose another checkpoint_path, or empty the folder"
+            )
+        return None, []
+    wanted = config.model_dump()
+    _require_same_arch(stored, wanted, directory.path)
+    if config.new_run:
+        raise ValueError(
+            f"new_run=true, but {directory.path} already holds a run; choose another run_name or "
+            "checkpoint_path, or leave new_run out to continue it"
+        )
+    notes = _differences(comparable(stored), comparable(wanted))
+    found = directory.checkpoints()
+    for checkpoint in reversed(found):
+        try:
+            checkpoint.restore(model, optimizer)
+        except ValueError as error:
+            if checkpoint is found[0]:
+                raise
+            notes.append(f"skipped {checkpoint.path.name}: {error}")
+            continue
+        return checkpoint, notes
+    return None, [*notes, "no complete checkpoint yet: starts from the beginning"]
+
+
+def start_from(config: RunConfig, model: nn.Module, optimizer: AdamATan2) -> str:
+    """Takes weights (and optimizer state, unless EMA alone is asked for) of `resume_from`."""
+    source = Path(str(config.resume_from))
+    stored = stored_config(source)
+    if stored is None:
+        raise FileNotFoundError(
+            f"resume_from={source} is no run directory ({CONFIG_FILE} is missing); give the folder "
+            "that holds fsdp2_epoch_N"
+        )
+    _require_same_arch(stored, config.model_dump(), source)
+    checkpoint = choose_checkpoint(source, epoch=config.resume_epoch)
+    if not config.weights_only_resume_from_ema:
+        checkpoint.restore(model, optimizer)
+        return f"{checkpoint.path} (weights, optimizer state)"
+    if not checkpoint.has_ema:
+        raise ValueError(
+            f"{checkpoint.path} holds no EMA weights; leave weights_only_resume_from_ema out"
+        )
+    checkpoint.verify(EMA)
+    state = training_state(model, optimizer)
+    read_tensors_into(checkpoint.path / EMA, state["model"])
+    with torch.no_grad():
+        for name, average in state.get(EMA, {}).items():
+            average.copy_(state["model"][name])
+    return f"{checkpoint.path} (EMA weights)"
+
+
+def choose_checkpoint(
+    run: Path, *, epoch: int | None = None, step: int | None = None
+) -> Checkpoint:
+    """A run's checkpoint: that of an epoch or a step, else the newest complete one."""
+    if epoch is not None:
+        return read_checkpoint(run / f"fsdp2_epoch_{epoch}")
+    if step is not None:
+        return read_checkpoint(run / f"fsdp2_step_{step}")
+    alone = World(rank=0, size=1, device=torch.device("cpu"))
+    found = RunDirectory(run, alone).checkpoints()
+    if not found:
+        raise FileNotFoundError(
+            f"{run} holds no complete checkpoint (fsdp2_epoch_N or fsdp2_step_N); train it first, "
+            "or give another folder"
+        )
+    return found[-1]
+
+
+def stored_config(run: Path) -> dict[str, Any] | None:
+    """The configuration in a run directory; None where there is none."""
+    path = run / CONFIG_FILE
+    if not path.is_file():
+        return None
+    try:
+        stored = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
+    if not isinstance(stored, dict) or not isinstance(stored.get("arch"), dict):
+        raise ValueError(f"{path} holds no run's configuration; it has no arch section")
+    return stored
+
+
+def _require_same_arch(stored: dict[str, Any], wanted: dict[str, Any], run: Path) -> None:
+    differences = _differences(stored["arch"], wanted["arch"])
+    if differences:
+        raise ValueError(
+            f"{run} holds another architecture than the one asked for: "
+            f"{'; '.join(differences)}; give the same arch settings, or another checkpoint_path"
+        )
+
+
+def _differences(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """One line for each setting that is not as it was."""
+    keys = dict.fromkeys((*stored, *wanted))
+    return [
+        f"{key}: was {stored.get(key)}, now {wanted.get(key)}"
+        for key in keys
+        if stored.get(key) != wanted.get(key)
+    ]
