@@ -118,6 +118,7 @@ class RowCounts(NamedTuple):
     num_seqs: int
     num_scored: int
     global_num_scored: int
+    global_num_tokens: int
     next_cursor: int
 
 
@@ -214,8 +215,9 @@ class PrefixLMDataset(IterableDataset[PackedBatch]):
             )
         packing = self.packing
         reader = EpochReader(self.data, self.epoch, packing.target_only)
+        lengths = reader.index.row_lengths()
         sampler = MultipackSampler(
-            reader.index.row_lengths(),
+            lengths,
             batch_max_length=packing.batch_max_length,
             num_replicas=packing.num_replicas,
             rank=self.rank,
@@ -225,8 +227,17 @@ class PrefixLMDataset(IterableDataset[PackedBatch]):
         for part, row in zip(sampler, rows, strict=False):
             num_scored = reader.fill(RowArrays.within(row, self.num_slots), part.indices)
             global_num_scored = reader.count_scored(part.start_cursor, part.next_cursor)
-            num_seqs = len(part.indices)
-            yield row, RowCounts(num_seqs, num_scored, global_num_scored, part.next_cursor)
+            consumed = lengths[part.start_cursor : part.next_cursor]
+            yield (
+                row,
+                RowCounts(
+                    num_seqs=len(part.indices),
+                    num_scored=num_scored,
+                    global_num_scored=global_num_scored,
+                    global_num_tokens=int(consumed.sum(dtype=np.int64)),
+                    next_cursor=part.next_cursor,
+                ),
+            )
 
     def batch(self, row: Int32s, counts: RowCounts) -> PackedBatch:
         """The batch that `row` holds; its tokens, labels and positions share the row's memory."""
@@ -243,5 +254,6 @@ class PrefixLMDataset(IterableDataset[PackedBatch]):
             indices=torch.from_numpy(arrays.indices.astype(np.int64)),
             num_scored=counts.num_scored,
             global_num_scored=counts.global_num_scored,
+            global_num_tokens=counts.global_num_tokens,
             next_cursor=counts.next_cursor,
         )

@@ -20,7 +20,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from data_io.sampled_format import SampledData
-from dataset_new import PrefixLMDataset, RowPacking, RunPlan, load_batches, plan_epochs
+from dataset_new import EpochPlan, PrefixLMDataset, RowPacking, plan_epochs
 from models.batch import PackedBatch
 from models.language_model import LanguageModel
 from models.loss import StepSums, next_token_sums
@@ -35,11 +35,12 @@ from training.distributed import (
     stop_world,
 )
 from training.environment import record_environment, recorded_choices
+from training.prefetch import load_batches
 from training.run_names import is_finished, resolve_run
 from training.schedule import backprop_steps_at, check_schedule, lr_at, published_total_steps
 from training.schema import RunConfig, checked_overrides, parse_config
 from training.starting import continue_run, start_from
-from training.summary import RunFacts, mean_keys_per_token, summary_lines
+from training.summary import RunFacts, summary_lines
 from training.telemetry import MetricsLogger
 
 CONFIG_DIR = Path(__file__).parent / "config"
@@ -64,6 +65,8 @@ class Run:
 def train(run: Run, progress: Progress) -> None:
     """The loop: every epoch, every global batch, a step; checkpoints as asked for."""
     config = run.config
+    if config.checkpoint_start and progress.step == 0:
+        save(run, "fsdp2_step_0", progress)
     for epoch in range(progress.epoch, config.epochs):
         for batch in epoch_batches(run, progress):
             progress = step(run, batch, progress)
@@ -214,7 +217,7 @@ def set_up(config: RunConfig, notes: list[str], world: World) -> tuple[Run, Prog
 
 def plan_run(
     config: RunConfig, data: SampledData, world: World
-) -> tuple[RowPacking, RunPlan, RunFacts]:
+) -> tuple[RowPacking, EpochPlan, RunFacts]:
     """How examples are packed, and the number of steps that this makes."""
     packing = RowPacking(
         batch_max_length=config.global_batch_size // world.size,
@@ -230,11 +233,10 @@ def plan_run(
     total_steps = named.get(str(config.schedule_steps), config.schedule_steps)
     assert isinstance(total_steps, int)
     check_schedule(warmup_steps=config.lr_warmup_steps, total_steps=total_steps)
-    index = data.epoch(0)
     facts = RunFacts(
         steps_per_epoch=plan.steps,
         filled_share=1 - plan.padding_share,
-        mean_keys=mean_keys_per_token(index.inst_len, index.resp_len),
+        mean_keys=plan.mean_keys,
         vocab_size=data.metadata.padded_vocab_size,
         total_steps=total_steps,
         published_steps=published,

@@ -11,14 +11,20 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from data_io.prompt_format import PromptFormat
+from models.attention import select_attention
 from models.batch import PackedLayout
 from models.language_model import LanguageModel
+from training.building import compute_dtype
+from training.distributed import pick_device
+from training.export_format import ARCH_ADAPTER
+from training.starting import choose_checkpoint, stored_config, stored_metadata
 
 FIRST_CACHE_LENGTH = 64  # tokens a row; the cache grows with what it has to hold
 PREFILL_TOKENS = 4096  # prompts are packed into one row until they have this many tokens together
@@ -145,6 +151,55 @@ class _Draft:
     def answer(self) -> Answer:
         assert self.finish_reason is not None
         return Answer(self.index, tuple(self.token_ids), self.finish_reason)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedRun:
+    """A trained model, ready to be asked."""
+
+    engine: InferenceEngine
+    prompt_format: PromptFormat
+    description: str  # what was loaded, in one line
+
+
+def load_run(
+    run: Path,
+    *,
+    epoch: int | None = None,
+    step: int | None = None,
+    use_ema: bool | None = None,
+    device: str = "auto",
+) -> LoadedRun:
+    """The newest complete checkpoint of a run directory, or that of an epoch or a step.
+
+    Average weights (EMA) where they were kept, unless `use_ema` says otherwise. Reads only the
+    tensors that it needs. Weights stay fp32 on CPU, bf16 on CUDA.
+    """
+    config = stored_config(run)
+    if config is None:
+        raise FileNotFoundError(f"{run} is no run directory: it has no all_config.yaml")
+    checkpoint = choose_checkpoint(run, epoch=epoch, step=step)
+    takes_ema = checkpoint.has_ema if use_ema is None else use_ema
+    arch = ARCH_ADAPTER.validate_python(config["arch"])
+    data = stored_metadata(run)
+    world_device = pick_device(device)
+    dtype = compute_dtype("auto", world_device)
+    attention, _ = select_attention(
+        "auto",
+        device=world_device,
+        dtype=dtype,
+        head_size=max(stack.head_size for stack in arch.stacks().values()),
+    )
+    with torch.device("meta"):  # shapes alone: the weights are taken from the file, not copied
+        model = LanguageModel(arch, data.vocab_size, attention)
+    model.load_state_dict(checkpoint.load_weights(use_ema=takes_ema), assign=True)
+    model = model.to(world_device, dtype).eval()
+    kind = "EMA" if takes_ema else "raw"
+    return LoadedRun(
+        InferenceEngine(model, max_context=data.max_seq_len),
+        PromptFormat.from_info(data.tokenizer_info, Path(config["data"]["path"])),
+        f"loaded {checkpoint.path} ({kind} weights, step {checkpoint.progress.step:,})",
+    )
 
 
 class _Batch:

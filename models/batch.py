@@ -88,6 +88,7 @@ class PackedBatch:
     indices: Tensor  # [S] int64 on CPU: the examples of the epoch in this row; -1 in unused slots
     num_scored: int  # labels of this row that are scored
     global_num_scored: int  # the same over all ranks
+    global_num_tokens: int  # tokens of all ranks, without padding
     next_cursor: int  # examples of the epoch consumed once this global batch is done
 
     def map_vectors(self, function: Callable[[Tensor], Tensor]) -> PackedBatch:

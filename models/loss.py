@@ -61,6 +61,8 @@ def next_token_sums(
     """
     rows = torch.nonzero_static(labels != IGNORE_LABEL, size=num_scored).squeeze(1)  # [scored]
     scored_labels = labels.index_select(0, rows).long()
+    if not torch.is_grad_enabled():  # an autograd function is not told, and would work for nothing
+        hidden, head_weight = hidden.detach(), head_weight.detach()
     loss, is_correct = _ChunkedCrossEntropy.apply(
         hidden.index_select(0, rows), head_weight, scored_labels
     )

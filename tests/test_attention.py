@@ -8,57 +8,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 from unittest.mock import patch
 
 import pytest
 import torch
+from attention_cases import AWKWARD, HEAD_SIZE, HEADS, LAYOUTS, Lengths, packed, random_rows
 from hypothesis import example, given, settings
-from hypothesis import strategies as st
 from torch import Tensor
-from torch.nn.attention.flex_attention import create_mask, flex_attention
 
-from models.attention import BACKENDS_BY_NAME, AttentionPlan, flex, sdpa, select_attention
-from models.attention.dense import DenseAttention, prefix_lm_mask
+from models.attention import BACKENDS_BY_NAME, AttentionPlan, flex, sdpa, select_attention, varlen
+from models.attention.dense import DenseAttention
 from models.attention.two_pass import Segments, two_pass_plan
-from models.attention.varlen import varlen_kernel
 from models.batch import PackedLayout
 
-HEADS, HEAD_SIZE = 2, 8
 CPU = torch.device("cpu")
-Lengths = list[tuple[int, int]]  # (prefix, causal part) of each sequence
-
-# lengths of the sequences, and rows of padding
-AWKWARD: dict[str, tuple[Lengths, int]] = {
-    "usual": ([(3, 4), (5, 2), (1, 6)], 3),
-    "no padding": ([(3, 4), (5, 2)], 0),
-    "only padding": ([], 7),
-    "no responses": ([(3, 0), (5, 0)], 2),
-    "one-token responses": ([(3, 1), (5, 1)], 2),
-    "no prefixes": ([(0, 4), (0, 1), (0, 9)], 2),
-    "one-token sequences": ([(1, 0), (0, 1), (1, 0)], 1),
-    "an empty sequence": ([(2, 2), (0, 0), (2, 2)], 0),
-    "long prefix": ([(40, 1), (1, 2)], 30),
-    "much padding": ([(1, 1)], 60),
-}
-LAYOUTS = st.tuples(
-    st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), max_size=6), st.integers(0, 40)
-).filter(lambda drawn: sum(map(sum, drawn[0])) + drawn[1] > 0)
-
-
-def packed(lengths: Lengths, padding: int, unused_slots: int = 2) -> tuple[PackedLayout, int]:
-    """A layout of these sequences, and its number of rows."""
-    prefix_lens = torch.tensor([prefix for prefix, _ in lengths], dtype=torch.int32)
-    causal_lens = torch.tensor([causal for _, causal in lengths], dtype=torch.int32)
-    layout = PackedLayout.from_lengths(prefix_lens, causal_lens, len(lengths) + unused_slots)
-    return layout, int(layout.num_tokens) + padding
-
-
-def random_rows(num_rows: int, count: int) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(num_rows)
-    return [
-        torch.randn(num_rows, HEADS, HEAD_SIZE, generator=generator, requires_grad=True)
-        for _ in range(count)
-    ]
 
 
 def forward_and_gradients(plan: AttentionPlan, num_rows: int) -> list[Tensor]:
@@ -101,7 +65,21 @@ def sdpa_plan_with_long_sequences(layout: PackedLayout, num_rows: int) -> Attent
 
 
 def two_passes(layout: PackedLayout, num_rows: int) -> AttentionPlan:
-    return two_pass_plan(layout, num_rows, segment_by_segment)
+    return two_pass_plan(layout, num_rows, slow_varlen_kernel)
+
+
+def slow_varlen_kernel(query: Tensor, key: Tensor, value: Tensor, segments: Segments) -> Tensor:
+    """The backend's own kernel, but what it calls of torch is replaced."""
+    with patch("torch.nn.attention.varlen.varlen_attn", slow_varlen_attn):
+        return varlen.varlen_kernel(query, key, value, segments)
+
+
+def slow_varlen_attn(*args: Any, window_size: tuple[int, int]) -> Tensor:
+    query, key, value, cu_q, cu_k, max_q, max_k = args
+    assert window_size in ((-1, -1), (-1, 0))
+    longest = torch.tensor(max_q), torch.tensor(max_k)
+    segments = Segments(cu_q, cu_k, *longest, is_causal=window_size == (-1, 0))
+    return segment_by_segment(query, key, value, segments)
 
 
 PLANNERS = [sdpa_plan, sdpa_plan_with_long_sequences, two_passes]
@@ -205,53 +183,12 @@ def test_two_passes_on_torchs_kernel_compile_once_for_all_lengths() -> None:
             layout, used = packed(lengths, 0, unused_slots=4 - len(lengths))
             assert used <= 40
             on_meta = layout.map_vectors(lambda vector: vector.to("meta"))
-            plan = two_pass_plan(on_meta, 40, varlen_kernel)
+            plan = two_pass_plan(on_meta, 40, varlen.varlen_kernel)
             rows = torch.empty(40, 3, HEADS, HEAD_SIZE, device="meta", requires_grad=True)
             query, key, value = rows.unbind(1)
             compiled(query, key, value, plan).sum().backward()
             assert rows.grad is not None and rows.grad.shape == rows.shape
     assert len(graphs) == 1
-
-
-@settings(max_examples=60)
-@given(drawn=LAYOUTS, block=st.sampled_from([4, 16]))
-@example(drawn=([(300, 100), (20, 0)], 41), block=128)
-def test_flex_mask_is_the_oracles(drawn: tuple[Lengths, int], block: int) -> None:
-    layout, num_rows = packed(*drawn)
-    with patch.object(flex, "BLOCK", block):
-        blocks = flex.prefix_lm_block_mask(layout, num_rows)
-    visible = prefix_lm_mask(layout, num_rows)
-    of_mask_mod = create_mask(blocks.mask_mod, None, None, num_rows, num_rows, device="cpu")
-    assert torch.equal(of_mask_mod[0, 0], visible)
-    assert blocks.full_kv_num_blocks is not None and blocks.full_kv_indices is not None
-    partial = listed_blocks(blocks.kv_num_blocks, blocks.kv_indices)
-    full = listed_blocks(blocks.full_kv_num_blocks, blocks.full_kv_indices)
-    assert not (partial & full).any()
-    gap = len(partial) * block - num_rows
-    tiled = torch.nn.functional.pad(visible, (0, gap, 0, gap))
-    tiled = tiled.unflatten(1, (-1, block)).unflatten(0, (-1, block))  # [N, block, N, block]
-    assert torch.equal(full, tiled.all(3).all(1))
-    assert torch.equal(partial | full, tiled.any(3).any(1))
-
-
-def listed_blocks(counts: Tensor, indices: Tensor) -> Tensor:
-    """[N, N] bool: which blocks a BlockMask lists."""
-    num_blocks = counts.shape[-1]
-    listed = torch.zeros(num_blocks, num_blocks, dtype=torch.bool)
-    for row in range(num_blocks):
-        listed[row, indices[0, 0, row, : counts[0, 0, row]].long()] = True
-    return listed
-
-
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-def test_flex_agrees_with_the_oracle_forward() -> None:
-    layout, num_rows = packed([(50, 30), (3, 0), (20, 60)], 20)
-    rows = [tensor.detach() for tensor in random_rows(num_rows, 3)]
-    # Not compiled: Triton needs a GPU. Nor is there a backward pass on CPU.
-    with patch.object(flex, "compiled_flex_attention", lambda: flex_attention):
-        found = flex.FlexAttention().prepare(layout, num_rows).attend(*rows)
-    wanted = DenseAttention().prepare(layout, num_rows).attend(*rows)
-    torch.testing.assert_close(found, wanted, atol=2e-6, rtol=1e-5)
 
 
 def choose(name: str, device: torch.device, dtype: torch.dtype, head_size: int) -> tuple[str, str]:
@@ -298,7 +235,7 @@ def test_a_cuda_backend_says_why_it_cannot_run(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.version, "hip", None)
     monkeypatch.setattr("models.attention.flash3.PACKAGE", "no_such_flash_attn_3")
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setattr(flex, "find_spec", lambda name: object())
     found = BACKENDS_BY_NAME[name].why_not(torch.device("cuda"), dtype, head_size)
     assert (found is None) if reason is None else (found is not None and reason in found)
 

@@ -104,7 +104,7 @@ RULES = [
     ),
     Rule("evaluation", project=LIBRARY | {"evaluation"}, eager=REQUIRED),
     Rule("conversion", project=LIBRARY, eager=REQUIRED),
-    Rule("scripts", project=LIBRARY, eager=REQUIRED),
+    Rule("scripts", project=LIBRARY | {"evaluation"}, eager=REQUIRED),
     Rule("pretrain", project=LIBRARY | {"evaluation"}, eager=REQUIRED | {"hydra"}),
 ]
 

@@ -191,7 +191,6 @@ def test_the_logits_of_a_row_never_exist_at_once(monkeypatch: pytest.MonkeyPatch
     assert recorded.largest < len(case.hidden) * V
 
 
-@pytest.mark.xfail(strict=True, reason="the gradient of the head is computed under no_grad too")
 def test_gradients_are_not_computed_where_none_are_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     set_chunk(monkeypatch, 16)
     case = make_case((64,), num_padding=0, share_scored=1.0)

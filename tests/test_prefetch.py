@@ -16,7 +16,7 @@ import torch
 from source_tree import ROOT
 
 from models.batch import PackedBatch, PackedLayout
-from training.prefetch import RING_ROWS, Row, load_batches
+from training.prefetch import ROWS_AHEAD, Row, load_batches
 
 IS_LINUX = sys.platform == "linux"
 
@@ -46,6 +46,7 @@ class Numbers:
             indices=torch.zeros(1, dtype=torch.int64),
             num_scored=0,
             global_num_scored=0,
+            global_num_tokens=0,
             next_cursor=counts,
         )
 
@@ -71,14 +72,14 @@ def wait_until(is_so: Callable[[], bool], timeout_s: float = 10.0) -> bool:
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_batches_arrive_in_order_and_stay_as_they_are(num_workers: int) -> None:
-    batches = list(load_batches(Numbers(4 * RING_ROWS), num_workers=num_workers))
-    assert [batch.next_cursor for batch in batches] == list(range(4 * RING_ROWS))
+    batches = list(load_batches(Numbers(4 * ROWS_AHEAD), num_workers=num_workers))
+    assert [batch.next_cursor for batch in batches] == list(range(4 * ROWS_AHEAD))
     for number, batch in enumerate(batches):
         assert batch.tokens.tolist() == [number] * 5
 
 
 def test_a_slow_reader_finds_every_row_whole() -> None:
-    for number, batch in enumerate(load_batches(Numbers(3 * RING_ROWS), num_workers=1)):
+    for number, batch in enumerate(load_batches(Numbers(3 * ROWS_AHEAD), num_workers=1)):
         time.sleep(0.005)
         assert batch.tokens.tolist() == [number] * 5
 

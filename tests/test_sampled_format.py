@@ -121,7 +121,10 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty answer": (replace_index("resp_len", [2, 0]), "example 1 has resp_len=0, but every"),
     "past the end": (replace_index("resp_start", [3, 7]), "example 1 has resp_start=7, .* 10 tok"),
     "huge start": (replace_index("inst_start", [2**63 - 1, 0]), "example 0 has inst_start=9223"),
-    "huge unsigned": (replace_index("inst_start", np.array([2**64 - 1, 0], np.uint64)), "inst_start=18446"),
+    "huge unsigned": (
+        replace_index("inst_start", np.array([2**64 - 1, 0], np.uint64)),
+        "inst_start=18446",
+    ),
     "too long": (replace_index("resp_len", [2, 7]), "example 1 has resp_len=7, .* max_seq_len=6"),
     "sum too long": (replace_index("inst_len", [5, 1]), r"inst_len \+ resp_len must not exceed"),
     "unequal": (replace_index("inst_len", [3, 1, 1]), r"one value per example.*\(3,\)"),

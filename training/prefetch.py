@@ -1,33 +1,36 @@
 """Makes batches ahead of the training loop, in one process of its own.
 
-Owns that process: what it is handed, how rows come back, how it ends. It does not know what is in a
-row. Rows come back through a ring of shared memory; sent as tensors they would cost more than it
-takes to make them (a file descriptor for each, or pipes of 64 KiB).
+Owns that process: how rows come back from it, and how it ends. It does not know what is in a row.
+Rows come back through a ring of shared memory: sent as tensors, which take a file descriptor each,
+or through a pipe, they cost more than it takes to make them.
 """
 
 from __future__ import annotations
 
+import atexit
+import gc
 import itertools
 import multiprocessing
 import os
 import signal
 import sys
 import threading
+import traceback
+import weakref
 from collections.abc import Iterable, Iterator
-from multiprocessing.connection import wait
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from multiprocessing.synchronize import Semaphore
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
 
 from models.batch import PackedBatch
 
 ROWS_AHEAD = 4
-# The loader asks for the next row before it hands one over: that one, and one to spare.
-RING_ROWS = ROWS_AHEAD + 2
 
 Row = NDArray[np.int32]
 
@@ -47,26 +50,14 @@ def load_batches(
 ) -> Iterator[PackedBatch]:
     """The batches of a dataset; with `num_workers=1` a process, started at once, makes them ahead.
 
-    The process ends with this iterator, and with the process that called.
+    That process ends with this iterator, and with the process that called.
     """
-    if num_workers not in (0, 1):
-        raise ValueError(f"{num_workers=} must be 0 or 1: one process keeps the order of batches")
     if num_workers == 0:
         fresh_rows = (np.empty(source.row_size, np.int32) for _ in itertools.count())
         return _batches(source, source.fill_rows(fresh_rows), pin_memory)
-    ring = torch.empty(RING_ROWS, source.row_size, dtype=torch.int32).share_memory_()
-    slots = DataLoader(
-        _RingWriter(source, ring),
-        batch_size=None,
-        num_workers=1,
-        prefetch_factor=ROWS_AHEAD,
-        collate_fn=_unchanged,
-        worker_init_fn=_set_up_worker,
-        # Starts at once and needs no importable __main__; the worker never touches CUDA.
-        multiprocessing_context="fork" if sys.platform == "linux" else None,
-        generator=torch.Generator(),  # else each start would draw from the run's own generator
-    )
-    return _batches(source, _copied_rows(iter(slots), ring), pin_memory)
+    if num_workers == 1:
+        return _batches(source, _rows_ahead(source), pin_memory)
+    raise ValueError(f"{num_workers=} must be 0 or 1: one process keeps the order of batches")
 
 
 def _batches(
@@ -77,48 +68,77 @@ def _batches(
         yield batch.pin_memory() if pin_memory else batch
 
 
-def _copied_rows(slots: Iterator[tuple[int, Any]], ring: Tensor) -> Iterator[tuple[Row, Any]]:
-    for slot, counts in slots:
-        yield ring[slot].numpy().copy(), counts
+def _rows_ahead(source: RowSource) -> Iterator[tuple[Row, Any]]:
+    """Starts the worker, and stops it when the rows are no longer wanted."""
+    # A fork starts at once and needs no importable __main__; the worker never touches CUDA.
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
+    ring = torch.empty(ROWS_AHEAD, source.row_size, dtype=torch.int32).share_memory_()
+    free_slots = context.Semaphore(ROWS_AHEAD)
+    receiver, sender = context.Pipe(duplex=False)
+    worker = context.Process(target=_work, args=(source, ring, free_slots, sender), daemon=True)
+    gc.collect()  # the fork must not find an earlier iterator as garbage, and stop its worker
+    worker.start()
+    sender.close()  # so that the worker's end is seen here
+    atexit.register(worker.kill)  # before multiprocessing waits for all that is left
+    rows = _received_rows(worker, receiver, ring, free_slots)
+    weakref.finalize(rows, _stop, worker)
+    return rows
 
 
-class _RingWriter(IterableDataset[tuple[int, Any]]):
-    """Runs in the worker: writes rows into the ring, and tells into which slot."""
+def _received_rows(
+    worker: BaseProcess, receiver: Connection, ring: Tensor, free_slots: Semaphore
+) -> Iterator[tuple[Row, Any]]:
+    try:
+        for row in itertools.cycle(list(ring.numpy())):
+            try:
+                message = receiver.recv()
+            except EOFError:
+                worker.join()
+                raise RuntimeError(
+                    f"the process that makes batches died (exit code {worker.exitcode}), maybe "
+                    "for lack of memory; data_workers=0 makes them in the main process"
+                ) from None
+            if message is None:
+                return
+            if isinstance(message, Exception):
+                raise message
+            copied = row.copy()
+            free_slots.release()
+            yield copied, message
+    finally:
+        _stop(worker)
 
-    def __init__(self, source: RowSource, ring: Tensor) -> None:
-        super().__init__()
-        self.source, self.ring = source, ring
 
-    def __iter__(self) -> Iterator[tuple[int, Any]]:
-        rows = itertools.cycle(list(self.ring.numpy()))
-        for number, (_, counts) in enumerate(self.source.fill_rows(rows)):
-            yield number % RING_ROWS, counts
+def _stop(worker: BaseProcess) -> None:
+    atexit.unregister(worker.kill)
+    worker.kill()
+    worker.join()
 
 
-def _unchanged(item: Any) -> Any:
-    return item
-
-
-def _set_up_worker(worker_id: int) -> None:
-    """Lets the main process decide when to stop: signals to the whole group are not for a worker.
-
-    SIGTERM counts only from the parent, which ends its workers so; and the worker ends with it.
-    """
+def _work(source: RowSource, ring: Tensor, free_slots: Semaphore, sender: Connection) -> None:
+    """Runs in the worker. It leaves signals to the main process, and ends with it."""
+    gc.freeze()  # what was inherited is neither garbage here nor worth copying
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    torch.set_num_threads(1)
+
+    def free_rows() -> Iterator[Row]:
+        for row in itertools.cycle(list(ring.numpy())):
+            free_slots.acquire()
+            yield row
+
+    try:
+        for _, counts in source.fill_rows(free_rows()):
+            sender.send(counts)
+        sender.send(None)
+    except Exception as error:
+        error.add_note(f"in the process that makes batches:\n{traceback.format_exc()}")
+        sender.send(error)
+
+
+def _exit_with_parent() -> None:
     parent = multiprocessing.parent_process()
-    assert parent is not None and parent.pid is not None
-    if hasattr(signal, "sigwaitinfo"):
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # later threads inherit this
-        threading.Thread(target=_exit_on_sigterm, args=(parent.pid,), daemon=True).start()
-    threading.Thread(target=_exit_after, args=(parent.sentinel,), daemon=True).start()
-
-
-def _exit_on_sigterm(sender: int) -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != sender:
-        pass
-    os._exit(0)
-
-
-def _exit_after(sentinel: int) -> None:
-    wait([sentinel])
+    assert parent is not None
+    wait([parent.sentinel])
     os._exit(1)

@@ -68,6 +68,7 @@ class RunConfig(BaseModel):
 
     checkpoint_interval: PositiveInt = 1  # epochs
     checkpoint_steps: PositiveInt | None = None  # also every so many steps
+    checkpoint_start: bool = False  # also the untrained weights, as fsdp2_step_0
     log_interval: PositiveInt = 5  # steps
 
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"

@@ -7,12 +7,15 @@ from typing import Any
 
 import torch
 import yaml
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 from torch import nn
 
+from data_io.sampled_format import TokenizerInfo
 from training.adam_atan2 import AdamATan2
 from training.checkpoint import (
     CONFIG_FILE,
     EMA,
+    METADATA_FILE,
     Checkpoint,
     RunDirectory,
     read_checkpoint,
@@ -22,6 +25,17 @@ from training.distributed import World
 from training.run_names import comparable
 from training.schema import RunConfig
 from training.tensor_store import read_tensors_into
+
+
+class TrainMetadata(BaseModel):
+    """train_metadata.yaml: what a run knows of its data."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
+
+    max_seq_len: PositiveInt  # of the model: already without the shift
+    vocab_size: PositiveInt  # of the model: already rounded up
+    total_length: NonNegativeInt
+    tokenizer_info: TokenizerInfo
 
 
 def continue_run(
@@ -118,6 +132,19 @@ def stored_config(run: Path) -> dict[str, Any] | None:
     if not isinstance(stored, dict) or not isinstance(stored.get("arch"), dict):
         raise ValueError(f"{path} holds no run's configuration; it has no arch section")
     return stored
+
+
+def stored_metadata(run: Path) -> TrainMetadata:
+    """The data record in a run directory."""
+    path = run / METADATA_FILE
+    try:
+        return TrainMetadata.model_validate(yaml.safe_load(path.read_text()))
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{path} is missing: the folder is no whole run directory"
+        ) from None
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} is no record of training data: {error}") from None
 
 
 def _require_same_arch(stored: dict[str, Any], wanted: dict[str, Any], run: Path) -> None:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
-from data_io.sampled_format import IntArray
 from models.flops import core_parameters, total_parameters, training_flops_per_token
 from models.hrm import HRMConfig
 from models.transformer import NetConfig
@@ -65,15 +62,6 @@ def trains_embedding(config: NetConfig, backprop_steps: int | None = None) -> bo
         answer = application.keeps_gradient and reads_it
         reaches[application.writes] = answer
     return answer
-
-
-def mean_keys_per_token(prefix_lens: IntArray, response_lens: IntArray) -> float:
-    """Tokens that a token of these examples sees on average, from the first million of them."""
-    prefix = prefix_lens[:1_000_000].astype(np.float64)
-    causal = response_lens[:1_000_000].astype(np.float64) - 1
-    # P tokens see P each, those after them P + 1, P + 2, ..., P + causal.
-    seen = prefix**2 + causal * prefix + causal * (causal + 1) / 2
-    return float(seen.sum() / (prefix + causal).sum())
 
 
 def _layers(config: NetConfig) -> str:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from models.batch import PackedLayout
+
+if TYPE_CHECKING:  # imported when first needed: it takes a second
+    from torch.nn.attention.flex_attention import BlockMask
 
 BLOCK = 128  # rows and columns of a block of the mask
 SMALLEST_HEAD = 16
@@ -20,14 +23,15 @@ SMALLEST_HEAD = 16
 
 @dataclass(frozen=True, slots=True)
 class FlexPlan:
-    """The block mask of one packed row."""
+    """The block mask of one packed row, and the compiled function that takes it."""
 
     block_mask: BlockMask
+    flex_attention: Callable[..., Any]
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         q, k, v = (tensor.transpose(0, 1)[None] for tensor in (query, key, value))  # [1, H, T, K]
-        flex = flex_attention if torch.compiler.is_compiling() else compiled_flex_attention()
-        return flex(q, k, v, block_mask=self.block_mask)[0].transpose(0, 1)
+        mixed = self.flex_attention(q, k, v, block_mask=self.block_mask)  # [1, H, T, K]
+        return mixed[0].transpose(0, 1)
 
 
 class FlexAttention:
@@ -38,19 +42,21 @@ class FlexAttention:
     def why_not(self, device: torch.device, dtype: torch.dtype, head_size: int) -> str | None:
         if device.type != "cuda":
             return "not CUDA"
-        if importlib.util.find_spec("triton") is None:
+        if find_spec("triton") is None:
             return "triton is not installed"
         if head_size < SMALLEST_HEAD:
             return f"head size {head_size} is below {SMALLEST_HEAD}"
         return None
 
     def prepare(self, layout: PackedLayout, num_rows: int) -> FlexPlan:
-        return FlexPlan(prefix_lm_block_mask(layout, num_rows))
+        return FlexPlan(prefix_lm_block_mask(layout, num_rows), compiled_flex_attention())
 
 
 @cache
-def compiled_flex_attention() -> Any:
-    """For callers that are not compiled themselves: uncompiled it would make a [T, T] matrix."""
+def compiled_flex_attention() -> Callable[..., Any]:
+    """Compiled once: uncompiled it would make a [T, T] matrix."""
+    from torch.nn.attention.flex_attention import flex_attention
+
     return torch.compile(flex_attention, dynamic=False)
 
 
@@ -71,6 +77,8 @@ def visible_ranges(layout: PackedLayout, num_rows: int) -> tuple[Tensor, Tensor]
 
 def prefix_lm_block_mask(layout: PackedLayout, num_rows: int) -> BlockMask:
     """Which blocks are visible in part or whole; never waits for the device."""
+    from torch.nn.attention.flex_attention import BlockMask
+
     first, limit = visible_ranges(layout, num_rows)
 
     def is_visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
@@ -83,7 +91,7 @@ def prefix_lm_block_mask(layout: PackedLayout, num_rows: int) -> BlockMask:
     block_start = torch.arange(num_blocks, device=first.device) * BLOCK
     block_end = block_start + BLOCK
     # Neighbours' ranges touch, so a block of rows sees the keys from the least to the largest.
-    any_visible = (block_end > firsts.amin(1)[:, None]) & (block_start < limits.amin(1)[:, None])
+    any_visible = (block_end > firsts.amin(1)[:, None]) & (block_start < limits.amax(1)[:, None])
     all_visible = (block_start >= firsts.amax(1)[:, None]) & (block_end <= limits.amin(1)[:, None])
     partly_count, partly = _listed(any_visible & ~all_visible)
     wholly_count, wholly = _listed(all_visible)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import torch
 from torch import Tensor
 
 from models.attention.two_pass import Segments, TwoPassPlan, two_pass_plan
 from models.batch import PackedLayout
 
-try:
-    from torch.nn.attention.varlen import varlen_attn
-except ImportError:  # torch before 2.10
-    varlen_attn = None
-
+MODULE = "torch.nn.attention.varlen"  # since torch 2.10
 MAX_HEAD, HEAD_MULTIPLE = 256, 8
 MAX_HEAD_ANYWHERE = 192  # larger ones have a backward pass on these chips alone:
 LARGE_HEAD_CAPABILITIES = ((8, 0), (9, 0))
@@ -44,8 +42,8 @@ def why_no_flash(device: torch.device, dtype: torch.dtype, head_size: int) -> st
         return "not CUDA"
     if torch.version.hip:
         return "a ROCm build, on which it is untested"
-    if varlen_attn is None:
-        return f"torch {torch.__version__} has no torch.nn.attention.varlen"
+    if find_spec(MODULE) is None:
+        return f"torch {torch.__version__} has no {MODULE}"
     if dtype not in (torch.bfloat16, torch.float16):
         return f"{str(dtype).removeprefix('torch.')} is not half precision"
     if head_size > MAX_HEAD or head_size % HEAD_MULTIPLE:
@@ -55,7 +53,8 @@ def why_no_flash(device: torch.device, dtype: torch.dtype, head_size: int) -> st
 
 def varlen_kernel(query: Tensor, key: Tensor, value: Tensor, segments: Segments) -> Tensor:
     """One call of it, through whichever FlashAttention is active in torch."""
-    assert varlen_attn is not None
+    from torch.nn.attention.varlen import varlen_attn  # takes a second, of which CPUs are spared
+
     # The lengths are on CPU: no sync. A compiled stack reads them too (capture_scalar_outputs).
     max_q, max_k = int(segments.max_q), int(segments.max_k)
     window = (-1, 0) if segments.is_causal else (-1, -1)
