@@ -54,7 +54,7 @@ def assert_same_batch(found: PackedBatch, expected: PackedBatch) -> None:
     for name in PackedLayout.__dataclass_fields__:
         found_part, expected_part = getattr(found.layout, name), getattr(expected.layout, name)
         torch.testing.assert_close(found_part, expected_part, rtol=0, atol=0)
-    for name in ("num_scored", "global_num_scored", "next_cursor"):
+    for name in ("num_scored", "global_num_scored", "global_num_tokens", "next_cursor"):
         assert getattr(found, name) == getattr(expected, name)
 
 
@@ -156,7 +156,7 @@ def test_rows_are_those_built_one_example_at_a_time(
 
 @pytest.mark.parametrize("with_scored", [False, True])
 @pytest.mark.parametrize("target_only", [False, True])
-def test_scored_labels_of_all_ranks_add_up(
+def test_scored_labels_and_tokens_of_all_ranks_add_up(
     tmp_path: Path, target_only: bool, with_scored: bool
 ) -> None:
     data = write_data(tmp_path / "data", with_scored=with_scored)
@@ -167,6 +167,8 @@ def test_scored_labels_of_all_ranks_add_up(
         total = sum(int((row.labels != IGNORE_LABEL).sum()) for row in batch)
         assert {row.global_num_scored for row in batch} == {total}
         assert sum(row.num_scored for row in batch) == total
+        tokens = sum(int(row.layout.num_tokens) for row in batch)
+        assert {row.global_num_tokens for row in batch} == {tokens}
         assert len({row.next_cursor for row in batch}) == 1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import subprocess
 import sys
@@ -91,8 +92,9 @@ def test_starting_draws_nothing_from_the_run_s_generator() -> None:
 
 
 def test_an_error_in_the_worker_reaches_the_caller() -> None:
-    with pytest.raises(ValueError, match="count must not be negative"):
+    with pytest.raises(ValueError, match="count must not be negative") as caught:
         next(load_batches(Numbers(-1), num_workers=1))
+    assert "in fill_rows" in caught.value.__notes__[0]
 
 
 def test_more_workers_than_one_are_refused() -> None:
@@ -100,13 +102,24 @@ def test_more_workers_than_one_are_refused() -> None:
         load_batches(Numbers(1), num_workers=2)
 
 
-def test_the_worker_ends_with_the_iterator() -> None:
+@pytest.mark.parametrize("rows_read", [0, 1])
+def test_the_worker_ends_with_the_iterator(rows_read: int) -> None:
     before = set(workers())
     batches = load_batches(Numbers(10**6), num_workers=1)
-    next(batches)
+    for _ in range(rows_read):
+        next(batches)
     (worker,) = set(workers()) - before
     del batches
-    assert wait_until(lambda: worker not in workers(), 5)
+    assert worker not in workers()
+
+
+def test_a_worker_that_died_is_reported() -> None:
+    before = set(workers())
+    batches = load_batches(Numbers(10**6), num_workers=1)
+    (worker,) = set(workers()) - before
+    os.kill(worker, signal.SIGKILL)
+    with pytest.raises(RuntimeError, match=r"died \(exit code -9\).*data_workers=0 makes them"):
+        list(batches)
 
 
 @pytest.mark.skipif(not IS_LINUX, reason="who sent a signal is known on Linux only")
@@ -147,6 +160,7 @@ def test_the_worker_ends_with_the_main_process(ending: str, returncode: int) -> 
     command = [sys.executable, "-c", SCRIPT, str(ROOT), str(ROOT / "tests"), ending]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == returncode, done.stderr
+    assert bool(done.stderr) == (ending == "raises")
     assert wait_until(lambda: not is_alive(int(done.stdout)))
 
 

@@ -69,7 +69,7 @@ def _batches(
 
 
 def _rows_ahead(source: RowSource) -> Iterator[tuple[Row, Any]]:
-    """Starts the worker, and stops it when the rows are no longer wanted."""
+    """Starts the worker, which ends with its rows, or once nobody can ask for them."""
     # A fork starts at once and needs no importable __main__; the worker never touches CUDA.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
     ring = torch.empty(ROWS_AHEAD, source.row_size, dtype=torch.int32).share_memory_()
@@ -88,25 +88,22 @@ def _rows_ahead(source: RowSource) -> Iterator[tuple[Row, Any]]:
 def _received_rows(
     worker: BaseProcess, receiver: Connection, ring: Tensor, free_slots: Semaphore
 ) -> Iterator[tuple[Row, Any]]:
-    try:
-        for row in itertools.cycle(list(ring.numpy())):
-            try:
-                message = receiver.recv()
-            except EOFError:
-                worker.join()
-                raise RuntimeError(
-                    f"the process that makes batches died (exit code {worker.exitcode}), maybe "
-                    "for lack of memory; data_workers=0 makes them in the main process"
-                ) from None
-            if message is None:
-                return
-            if isinstance(message, Exception):
-                raise message
-            copied = row.copy()
-            free_slots.release()
-            yield copied, message
-    finally:
-        _stop(worker)
+    for row in itertools.cycle(list(ring.numpy())):
+        try:
+            message = receiver.recv()
+        except EOFError:
+            worker.join()
+            raise RuntimeError(
+                f"the process that makes batches died (exit code {worker.exitcode}), maybe for "
+                "lack of memory; data_workers=0 makes them in the main process"
+            ) from None
+        if message is None:
+            return
+        if isinstance(message, Exception):
+            raise message
+        copied = row.copy()
+        free_slots.release()
+        yield copied, message
 
 
 def _stop(worker: BaseProcess) -> None:

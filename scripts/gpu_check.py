@@ -1,0 +1,744 @@
+"""Checks on a CUDA GPU what a CPU cannot show, and writes down what it found as JSON.
+
+    python scripts/gpu_check.py                            # as much as 540 seconds allow
+    python scripts/gpu_check.py --quick                    # the agreements alone
+    python scripts/gpu_check.py --only training_speed --max-seconds 580 --out speed.json
+
+Needs no data. Every check stands alone: one that fails is recorded, and the next one runs. It has
+more than 300 lines because scripts do not import one another, and the checks share what they need.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import importlib
+import json
+import math
+import platform
+import re
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import yaml
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.cuda import nccl
+from torch.distributed.tensor import DTensor
+from torch.nn import functional as F
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from models.attention import BACKENDS_BY_NAME, AttentionPlan, select_attention
+from models.attention.dense import DenseAttention
+from models.attention.sdpa import SdpaAttention
+from models.attention.two_pass import Segments, two_pass_plan
+from models.batch import IGNORE_LABEL, PackedLayout
+from models.flops import total_parameters, training_flops_per_token
+from models.language_model import LanguageModel
+from models.loss import next_token_sums
+from models.transformer import NetConfig, Stack
+from training.adam_atan2 import AdamATan2
+from training.distributed import World, reshard, shard_model, stop_world
+from training.export_format import ARCH_ADAPTER, arch_from_reference, parameter_name_from_reference
+
+Figures = dict[str, Any]
+ROOT = Path(__file__).resolve().parents[1]
+DEFAULT_SECONDS = 540.0
+VOCAB_SIZE, TINY_VOCAB_SIZE = 65536, 512
+MAX_ERROR = {torch.float32: 1e-4, torch.float16: 3e-3, torch.bfloat16: 1.5e-2}  # relative norm
+PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0}  # dense bf16, by the datasheets
+STATE_BYTES = 24  # per parameter: fp32 weight, gradient, two moments, average; bf16 copy; spare
+LENGTHS: dict[str, tuple[list[tuple[int, int]], int]] = {  # (prefix, causal part) each; padding
+    "usual": ([(51, 68), (85, 34), (17, 102), (300, 200)], 51),
+    "no padding": ([(51, 77), (85, 43)], 0),
+    "only padding": ([], 119),
+    "no responses": ([(51, 0), (85, 0)], 34),
+    "one-token responses": ([(51, 1), (85, 1)], 34),
+    "no prefixes": ([(0, 68), (0, 1), (0, 153)], 34),
+    "one-token sequences": ([(1, 0), (0, 1), (1, 0)], 17),
+    "an empty sequence": ([(34, 34), (0, 0), (34, 34)], 0),
+    "much padding": ([(1, 1)], 1020),
+    "long": ([(700, 3), (3, 700), (129, 128)], 9),
+}
+NETS: dict[str, dict[str, Any]] = {
+    "transformer": {"name": "transformer"},
+    "hrm": {"name": "hrm", "half_layers": True, "H_cycles": 2, "L_cycles": 3},
+    "trm": {"name": "trm", "H_cycles": 2, "H_bp_steps": 2, "L_cycles": 1, "L_bp_steps": 1},
+    "rins": {"name": "rins", "half_layers": True, "L_cycles": 7, "L_bp_cycles": 4},
+    "ut": {"name": "ut", "cycles": 4, "bp_cycles": 2},
+}
+TINY = {"n_layers": 4, "hidden_size": 256, "num_heads": 4}
+
+
+class NotHere(Exception):  # noqa: N818 -- no error: the check does not apply to this machine
+    """Why a check was left out."""
+
+
+class Wrong(Exception):  # noqa: N818
+    """What a check found to be wrong, with everything that it measured."""
+
+    def __init__(self, detail: str, figures: Figures) -> None:
+        super().__init__(detail)
+        self.figures = figures
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """Where the checks run, and how much time they have."""
+
+    device: torch.device
+    is_quick: bool
+    ends_at: float  # reading of time.monotonic()
+
+    def require_cuda(self) -> None:
+        if self.device.type != "cuda":
+            raise NotHere("measures a GPU")
+
+    def require_time(self, seconds: float) -> None:
+        if time.monotonic() + seconds > self.ends_at:
+            raise NotHere(f"needs about {seconds:.0f} s, which are not left")
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A packed row of random tokens; responses are scored."""
+
+    tokens: Tensor  # [T]
+    positions: Tensor
+    labels: Tensor
+    layout: PackedLayout
+    num_scored: int
+    mean_keys: float  # that a token sees
+
+    @classmethod
+    def random(cls, num_rows: int, vocab_size: int, device: torch.device, seed: int = 0) -> Batch:
+        layout = packed(random_lengths(num_rows, seed), device)
+        lens = torch.stack((layout.prefix_lens, layout.causal_lens)).cpu().long()
+        seq_lens, (prefix, causal) = lens.sum(0), lens
+        generator = torch.Generator().manual_seed(seed)
+        tokens = torch.randint(1, vocab_size, (num_rows,), generator=generator)
+        positions = torch.cat([torch.arange(int(length)) for length in seq_lens])
+        is_response = positions >= prefix.repeat_interleave(seq_lens)
+        labels = torch.full((num_rows,), IGNORE_LABEL)
+        labels[: len(positions)][is_response] = tokens[: len(positions)][is_response]
+        positions = F.pad(positions, (0, num_rows - len(positions)))
+        seen = prefix**2 + causal * prefix + causal * (causal + 1) // 2
+        return cls(
+            tokens.int().to(device),
+            positions.int().to(device),
+            labels.int().to(device),
+            layout,
+            num_scored=int(is_response.sum()),
+            mean_keys=float(seen.sum()) / num_rows,
+        )
+
+
+def random_lengths(num_rows: int, seed: int) -> list[tuple[int, int]]:
+    """Lognormal lengths, median 130 and mean about 190, that fill a row but for a little."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths, left = [], num_rows
+    while left > 2:
+        drawn = math.exp(4.87 + 0.87 * float(torch.randn((), generator=generator)))
+        length = min(left, max(2, int(drawn)))
+        prefix = 1 + int((length - 1) * float(torch.rand((), generator=generator)))
+        lengths.append((prefix, length - prefix))
+        left -= length
+    return lengths
+
+
+def packed(lengths: list[tuple[int, int]], device: torch.device) -> PackedLayout:
+    prefix = torch.tensor([p for p, _ in lengths], dtype=torch.int32)
+    causal = torch.tensor([c for _, c in lengths], dtype=torch.int32)
+    num_slots = -(-(len(lengths) + 1) // 64) * 64
+    layout = PackedLayout.from_lengths(prefix, causal, num_slots)
+    return layout.map_vectors(lambda vector: vector.to(device))
+
+
+def relative_error(found: Tensor, wanted: Tensor) -> float:
+    """|found - wanted| / |wanted|; NaN stays NaN, and all zeros must be met exactly."""
+    found, wanted = found.detach().float().cpu(), wanted.detach().float().cpu()
+    norm = float(wanted.norm())
+    return float((found - wanted).norm()) / norm if norm else float(found.norm())
+
+
+def judge(errors: dict[str, float], limit: float, figures: Figures | None = None) -> Figures:
+    """The errors as figures; `Wrong` where one is above the limit, or NaN."""
+    figures = {**(figures or {}), "limit": limit, "errors": errors}
+    bad = {name: error for name, error in errors.items() if not error <= limit}
+    if bad:
+        raise Wrong(f"errors above {limit}: {bad}", figures)
+    return figures
+
+
+def build(settings: dict[str, Any], setting: Setting, dtype: torch.dtype) -> LanguageModel:
+    """A tiny net with seeded weights and whichever attention is fastest there."""
+    torch.manual_seed(0)
+    config = ARCH_ADAPTER.validate_python({**TINY, **settings})
+    head_size = config.answer_stack.head_size
+    attention, _ = select_attention("auto", device=setting.device, dtype=dtype, head_size=head_size)
+    return LanguageModel(config, TINY_VOCAB_SIZE, attention).to(setting.device)
+
+
+def loss_of(model: LanguageModel, batch: Batch, backprop_steps: int | None = None) -> Tensor:
+    hidden = model(batch.tokens, batch.positions, batch.layout, backprop_steps)
+    sums = next_token_sums(
+        hidden, model.lm_head.weight, batch.labels, batch.layout, num_scored=batch.num_scored
+    )
+    return sums.loss / batch.num_scored
+
+
+def train_step(
+    model: LanguageModel, optimizer: AdamATan2, batch: Batch, backprop_steps: int | None = None
+) -> Tensor:
+    loss = loss_of(model, batch, backprop_steps)
+    loss.backward()
+    reshard(model)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return loss.detach()
+
+
+def milliseconds(function: Callable[[], object], device: torch.device, repeats: int = 10) -> float:
+    """The median over three rounds of `repeats` calls, after a warm-up."""
+    rounds = []
+    for count in (2, repeats, repeats, repeats):
+        synchronize(device)
+        started_at = time.perf_counter()
+        for _ in range(count):
+            function()
+        synchronize(device)
+        rounds.append((time.perf_counter() - started_at) / count * 1e3)
+    return round(median(rounds[1:]), 4)
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@contextmanager
+def compiled_stacks(model: torch.nn.Module) -> Iterator[None]:
+    """Every stack of the model as one compiled graph."""
+    with torch._dynamo.config.patch(capture_scalar_outputs=True):
+        for module in model.modules():
+            if isinstance(module, Stack):
+                module.compile(fullgraph=True, dynamic=False)
+        yield
+    torch._dynamo.reset()
+
+
+# --- attention ---------------------------------------------------------------------------------
+
+
+def compare_with_oracle(
+    prepare: Callable[[PackedLayout, int], AttentionPlan], setting: Setting, dtype: torch.dtype
+) -> dict[str, float]:
+    """Largest relative error of output and gradients, by case; infinite: padding is not zero."""
+    errors = {}
+    for head_size in (64,) if setting.is_quick else (32, 64, 128):
+        for case, (lengths, padding) in LENGTHS.items():
+            layout = packed(lengths, setting.device)
+            num_tokens = sum(map(sum, lengths))
+            shape = (4, num_tokens + padding, 3, head_size)
+            rows = torch.randn(shape, device=setting.device).to(dtype)
+            found = attention_results(prepare(layout, shape[1]), rows)
+            wanted = attention_results(DenseAttention().prepare(layout, shape[1]), rows.float())
+            error = max(map(relative_error, found, wanted))
+            is_zero = not any(bool(tensor[num_tokens:].any()) for tensor in found)
+            errors[f"K {head_size}, {case}"] = error if is_zero else math.inf
+    return errors
+
+
+def attention_results(plan: AttentionPlan, rows: Tensor) -> list[Tensor]:
+    """Output and gradients; query and key are strided as in a layer."""
+    query_key = rows[:2].transpose(0, 1).contiguous().requires_grad_()  # [T, 2, H, K]
+    value = rows[2].clone().requires_grad_()
+    query, key = query_key.unbind(1)
+    mixed = plan.attend(query, key, value)
+    return [mixed, *torch.autograd.grad(mixed, (query_key, value), rows[3])]
+
+
+def check_attention(name: str, dtype: torch.dtype, setting: Setting) -> Figures:
+    backend = BACKENDS_BY_NAME[name]
+    reason = backend.why_not(setting.device, dtype, 64)
+    if reason is not None:
+        raise NotHere(reason)
+    return judge(compare_with_oracle(backend.prepare, setting, dtype), MAX_ERROR[dtype])
+
+
+def check_flash_package(module: str, setting: Setting) -> Figures:
+    """The published system's kernel in the same two passes."""
+    setting.require_cuda()
+    try:
+        function = importlib.import_module(module).flash_attn_varlen_func
+    except (ImportError, OSError) as error:
+        raise NotHere(f"{module}: {error}") from None
+
+    def kernel(query: Tensor, key: Tensor, value: Tensor, segments: Segments) -> Tensor:
+        longest = int(segments.max_q), int(segments.max_k)
+        causal = segments.is_causal
+        mixed = function(query, key, value, segments.cu_q, segments.cu_k, *longest, causal=causal)
+        return mixed[0] if isinstance(mixed, tuple) else mixed
+
+    def prepare(layout: PackedLayout, num_rows: int) -> AttentionPlan:
+        return two_pass_plan(layout, num_rows, kernel)
+
+    errors = compare_with_oracle(prepare, setting, torch.bfloat16)
+    return judge(errors, MAX_ERROR[torch.bfloat16])
+
+
+def check_attention_speed(setting: Setting) -> Figures:
+    """XL's heads on a full micro-batch, by backend."""
+    num_rows = 4096 if setting.is_quick else 24576
+    layout = packed(random_lengths(num_rows, 0), setting.device)
+    rows = torch.randn(4, num_rows, 12, 128, device=setting.device).to(torch.bfloat16)
+    figures: Figures = {"T": num_rows, "num_seqs": int(layout.num_seqs), "num_heads": 12, "K": 128}
+    for name, backend in BACKENDS_BY_NAME.items():
+        reason = backend.why_not(setting.device, torch.bfloat16, 128)
+        if reason is not None or name == "dense":
+            continue
+        plan = backend.prepare(layout, num_rows)
+        with torch.no_grad():
+            forward = milliseconds(lambda p=plan: p.attend(*rows[:3]), setting.device)
+        figures[name] = {
+            "prepare_ms": milliseconds(
+                lambda b=backend: b.prepare(layout, num_rows), setting.device
+            ),
+            "forward_ms": forward,
+            "both_ms": milliseconds(lambda p=plan: attention_results(p, rows), setting.device),
+        }
+    return figures
+
+
+# --- models ------------------------------------------------------------------------------------
+
+
+def check_nets(setting: Setting) -> Figures:
+    """Every net in fp32: this device against the CPU, hidden states, loss and gradients."""
+    errors = {}
+    for name, settings in NETS.items():
+        results = []
+        for device in (torch.device("cpu"), setting.device):
+            model = build(settings, Setting(device, True, 0.0), torch.float32)
+            model.attention = SdpaAttention()
+            batch = Batch.random(512, TINY_VOCAB_SIZE, device)
+            loss_of(model, batch).backward()
+            with torch.no_grad():
+                hidden = model(batch.tokens, batch.positions, batch.layout)
+            grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+            results.append({"hidden": hidden, **grads})
+        wanted, found = results
+        assert wanted.keys() == found.keys()
+        errors[name] = max(relative_error(found[key], wanted[key]) for key in wanted)
+    return judge(errors, MAX_ERROR[torch.float32])
+
+
+def check_golden_nets(setting: Setting) -> Figures:
+    """Logits of the original system's golden nets, in fp32."""
+    errors = {}
+    for path in sorted((ROOT / "tests/golden/nets").glob("*/case.json")):
+        case = json.loads(path.read_text())
+        settings = dict(case["config"])
+        vocab_size, _ = settings.pop("vocab_size"), settings.pop("max_seq_len")
+        name = case.get("model_class", case["net"])
+        config = arch_from_reference({"name": name, **settings})
+        model = LanguageModel(config, vocab_size, SdpaAttention())
+        state = load_file(path.parent / case["files"]["state"])
+        model.load_state_dict({parameter_name_from_reference(k): v for k, v in state.items()})
+        model.to(setting.device)
+        batch = load_file(path.parent / case["files"]["batch"], device=str(setting.device))
+        lens = [batch[key][: case["scalars"]["numseqs"]] for key in ("prefix_lens", "causal_lens")]
+        layout = packed(list(zip(*(part.tolist() for part in lens), strict=True)), setting.device)
+        with torch.no_grad():
+            logits = model.logits(model(batch["inputs"], batch["position_ids"], layout))
+        wanted = load_file(path.parent / case["files"]["logits"])["logits"]
+        errors[path.parent.name] = float((logits.cpu() - wanted).abs().max())
+    return judge(errors, 1e-4, {"error": "largest absolute difference of a logit"})
+
+
+def check_decoding(setting: Setting) -> Figures:
+    """Prefill and token-by-token decoding against the whole row, in fp32."""
+    model = build(NETS["hrm"], setting, torch.float32).eval()
+    prompt_len, num_new = 37, 20
+    tokens = torch.randint(1, TINY_VOCAB_SIZE, (prompt_len + num_new,), device=setting.device)
+    positions = torch.arange(len(tokens), device=setting.device)
+    cache = model.new_cache(1, len(tokens))
+    rows = torch.zeros(64, dtype=torch.int64, device=setting.device)
+    with torch.no_grad():
+        wanted = model(tokens, positions, packed([(prompt_len, num_new)], setting.device))
+        prompt = packed([(prompt_len, 0)], setting.device)
+        model.prefill(tokens[:prompt_len], positions[:prompt_len], prompt, cache, rows)
+        found = [model.decode(tokens[i : i + 1], cache) for i in range(prompt_len, len(tokens))]
+    error = relative_error(torch.cat(found), wanted[prompt_len:])
+    return judge({"hidden": error}, MAX_ERROR[torch.float32])
+
+
+def check_bf16_training(setting: Setting) -> Figures:
+    """Steps of a small HRM in bf16 (FSDP2 around the root, NCCL with one rank) against fp32."""
+    batch = Batch.random(2048, TINY_VOCAB_SIZE, setting.device)
+    world = World(rank=0, size=1, device=setting.device)
+    losses, gradients = [], []
+    for dtype in (torch.float32, torch.bfloat16):
+        model = build(NETS["hrm"], setting, dtype)
+        shard_model(model, world, dtype)
+        optimizer = AdamATan2(model.parameters(), lr=1e-3, ema=0.99)
+        loss_of(model, batch).backward()
+        reshard(model)
+        gradients.append({n: whole(p.grad) for n, p in model.named_parameters()})
+        optimizer.zero_grad(set_to_none=True)
+        losses.append([float(train_step(model, optimizer, batch)) for _ in range(10)])
+    figures: Figures = {"fp32_losses": losses[0], "bf16_losses": losses[1]}
+    errors = {
+        "first loss": abs(losses[1][0] / losses[0][0] - 1),
+        "last loss": abs(losses[1][-1] / losses[0][-1] - 1),
+    }
+    cosines = {
+        name: float(F.cosine_similarity(wanted, gradients[1][name], dim=0))
+        for name, wanted in gradients[0].items()
+    }
+    figures["smallest_gradient_cosine"] = min(cosines.values())
+    errors["gradient directions"] = 1 - figures["smallest_gradient_cosine"]
+    return judge(errors, 3e-2, figures)
+
+
+def whole(gradient: Tensor | None) -> Tensor:
+    """A gradient as one flat vector, off its shards."""
+    assert gradient is not None
+    local = gradient.full_tensor() if isinstance(gradient, DTensor) else gradient
+    return local.detach().float().flatten()
+
+
+def check_nccl(setting: Setting) -> Figures:
+    """Collectives of a process group of one rank."""
+    setting.require_cuda()
+    dist.init_process_group("nccl", store=dist.HashStore(), rank=0, world_size=1)
+    values = torch.arange(5.0, device=setting.device)
+    total = values.clone()
+    dist.all_reduce(total)
+    dist.broadcast(total, src=0)
+    gathered = torch.empty_like(values)
+    dist.all_gather_into_tensor(gathered, values)
+    dist.reduce_scatter_tensor(gathered, total)
+    dist.barrier()
+    return judge({"sum": relative_error(gathered, values)}, 0.0)
+
+
+def check_compile(setting: Setting) -> Figures:
+    """Compiled stacks against eager ones in bf16, and that new lengths compile nothing again."""
+    setting.require_time(90)
+    world = World(rank=0, size=1, device=setting.device)
+    model = build(NETS["hrm"], setting, torch.bfloat16)
+    shard_model(model, world, torch.bfloat16)
+    batches = [Batch.random(2048, TINY_VOCAB_SIZE, setting.device, seed) for seed in range(4)]
+    eager = [loss_and_gradient(model, batch) for batch in batches]
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    graphs = []
+    with compiled_stacks(model):
+        compiled = []
+        for batch in batches:
+            compiled.append(loss_and_gradient(model, batch))
+            graphs.append(counters["stats"]["unique_graphs"])
+    errors = {}
+    for seed, (wanted, found) in enumerate(zip(eager, compiled, strict=True)):
+        errors[f"loss {seed}"] = relative_error(found[0], wanted[0])
+        errors[f"gradient {seed}"] = relative_error(found[1], wanted[1])
+    figures = {"attention": model.attention.name, "graphs_after_each_batch": graphs}
+    judge(errors, 4e-2, figures)
+    if graphs[-1] != graphs[0]:
+        raise Wrong("later batches compiled again", figures | {"errors": errors})
+    return figures | {"errors": errors}
+
+
+def loss_and_gradient(model: LanguageModel, batch: Batch) -> tuple[Tensor, Tensor]:
+    loss = loss_of(model, batch)
+    loss.backward()
+    reshard(model)
+    gradient = torch.cat([whole(p.grad) for p in model.parameters() if p.grad is not None])
+    model.zero_grad(set_to_none=True)
+    return loss.detach(), gradient
+
+
+def check_optimizer(setting: Setting) -> Figures:
+    """Five steps here against the CPU, and against the published package where it is installed."""
+    shapes = [(300, 200), (64,), (1000, 40)]
+    generator = torch.Generator().manual_seed(0)
+    weights = [torch.randn(shape, generator=generator) for shape in shapes]
+    grads = [[torch.randn(shape, generator=generator) for shape in shapes] for _ in range(5)]
+    options = {"lr": 1e-2, "betas": (0.9, 0.95), "weight_decay": 0.1}
+
+    def run(device: torch.device, optimizer_class: Any, **more: Any) -> Tensor:
+        params = [torch.nn.Parameter(weight.clone().to(device)) for weight in weights]
+        optimizer = optimizer_class(params, **options, **more)
+        for step in grads:
+            for param, grad in zip(params, step, strict=True):
+                param.grad = grad.to(device)
+            optimizer.step()
+        return torch.cat([param.detach().cpu().flatten() for param in params])
+
+    ours = run(setting.device, AdamATan2, ema=0.999)
+    errors = {"CPU": relative_error(ours, run(torch.device("cpu"), AdamATan2, ema=0.999))}
+    figures: Figures = {}
+    try:
+        published = importlib.import_module("adam_atan2").AdamATan2
+    except (ImportError, OSError) as error:
+        figures["adam_atan2"] = f"left out: {error}"
+    else:
+        errors["adam_atan2"] = relative_error(ours, run(setting.device, published))
+    return judge(errors, 1e-6, figures)
+
+
+# --- speed and memory --------------------------------------------------------------------------
+
+
+def check_ceilings(setting: Setting) -> Figures:
+    """What this GPU reaches: bytes copied per second, and bf16 matrix products on random data."""
+    setting.require_cuda()
+    source = torch.randn(1 << 30, device=setting.device)
+    target = torch.empty_like(source)
+    copy_ms = milliseconds(lambda: target.copy_(source), setting.device)
+    size = 8192
+    a, b = torch.randn(2, size, size, device=setting.device).to(torch.bfloat16)
+    matmul_ms = milliseconds(lambda: a @ b, setting.device)
+    return {
+        "copy_tb_per_s": 2 * source.nbytes / copy_ms / 1e9,
+        "bf16_tflops": 2 * size**3 / matmul_ms / 1e9,
+    }
+
+
+def check_activation_memory(setting: Setting) -> Figures:
+    """Bytes that one layer of XL's width keeps for the backward pass, per token."""
+    setting.require_cuda()
+    num_rows, num_layers = 8192, 4
+    widths = {"hidden_size": 1536, "num_heads": 12, "n_layers": num_layers}
+    config = ARCH_ADAPTER.validate_python({"name": "transformer", **widths})
+    model = LanguageModel(config, TINY_VOCAB_SIZE, attention_for(config, setting))
+    model.to(setting.device, torch.bfloat16)
+    batch = Batch.random(num_rows, TINY_VOCAB_SIZE, setting.device)
+    figures: Figures = {"T": num_rows, "attention": model.attention.name}
+    for kind in ("eager", "compiled"):
+        with nullcontext() if kind == "eager" else compiled_stacks(model):
+            loss_of(model, batch).backward()
+            before = torch.cuda.memory_allocated(setting.device)
+            hidden = model(batch.tokens, batch.positions, batch.layout)
+            kept = torch.cuda.memory_allocated(setting.device) - before
+            hidden.sum().backward()
+        figures[f"{kind}_bytes_per_token_and_layer"] = kept / num_rows / num_layers
+    return figures
+
+
+def attention_for(config: NetConfig, setting: Setting) -> Any:
+    head_size = config.answer_stack.head_size
+    return select_attention(
+        "auto", device=setting.device, dtype=torch.bfloat16, head_size=head_size
+    )[0]
+
+
+def net_of_size(size: str, **changes: Any) -> NetConfig:
+    """HRM of a published size, from the recipes."""
+    settings: dict[str, Any] = {}
+    for name in ("size/_base", f"size/{size}", "net/hrm"):
+        settings |= yaml.safe_load((ROOT / f"config/arch/{name}.yaml").read_text())
+    settings.pop("defaults", None)
+    return ARCH_ADAPTER.validate_python({**settings, **changes})
+
+
+def check_training_speed(setting: Setting) -> Figures:
+    """Whole steps of the largest published size that fits, bf16, eager and compiled."""
+    setting.require_cuda()
+    setting.require_time(60)
+    total_bytes = torch.cuda.get_device_properties(setting.device).total_memory
+    for size in ("XL", "L", "B"):
+        config = net_of_size(size)
+        if total_parameters(config, VOCAB_SIZE) * STATE_BYTES < 0.6 * total_bytes:
+            break
+    else:
+        raise NotHere(f"{total_bytes / 2**30:.0f} GiB are too few for any published size")
+    torch.manual_seed(0)
+    with torch.device(setting.device):
+        model = LanguageModel(config, VOCAB_SIZE, attention_for(config, setting))
+    shard_model(model, World(rank=0, size=1, device=setting.device), torch.bfloat16)
+    optimizer = AdamATan2(model.parameters(), lr=1e-5, ema=0.9999)
+    figures: Figures = {"size": size, "attention": model.attention.name, "steps": []}
+    largest_row = find_largest_row(model, optimizer, setting)
+    for kind in ("eager", "compiled"):
+        with nullcontext() if kind == "eager" else compiled_stacks(model):
+            for backprop_steps in (2, 3, 4, 5):
+                if time.monotonic() + (20 if kind == "eager" else 150) > setting.ends_at:
+                    break
+                measured = measure_steps(model, optimizer, largest_row, backprop_steps, setting)
+                figures["steps"].append({"kind": kind, **measured})
+    return figures
+
+
+def find_largest_row(model: LanguageModel, optimizer: AdamATan2, setting: Setting) -> int:
+    """The largest tried number of tokens for which a step with full gradient fits."""
+    for num_rows in (32768, 24576, 16384, 8192, 4096):
+        batch = Batch.random(num_rows, VOCAB_SIZE, setting.device)
+        try:
+            train_step(model, optimizer, batch, 5)
+        except torch.OutOfMemoryError:
+            optimizer.zero_grad(set_to_none=True)
+        else:
+            return num_rows
+        gc.collect()
+        torch.cuda.empty_cache()
+    raise NotHere("not even 4096 tokens fit")
+
+
+def measure_steps(
+    model: LanguageModel,
+    optimizer: AdamATan2,
+    num_rows: int,
+    backprop_steps: int,
+    setting: Setting,
+) -> Figures:
+    """Speed and memory of steps on rows of different lengths."""
+    batches = [Batch.random(num_rows, VOCAB_SIZE, setting.device, seed) for seed in range(3)]
+    for batch in batches[:2]:
+        train_step(model, optimizer, batch, backprop_steps)
+    torch.cuda.reset_peak_memory_stats(setting.device)
+    torch.cuda.synchronize(setting.device)
+    started_at = time.perf_counter()
+    losses = [train_step(model, optimizer, batch, backprop_steps) for batch in batches]
+    torch.cuda.synchronize(setting.device)
+    tokens_per_s = num_rows * len(batches) / (time.perf_counter() - started_at)
+    flops = training_flops_per_token(
+        model.config, VOCAB_SIZE, backprop_steps=backprop_steps, mean_keys=batches[0].mean_keys
+    )
+    device_name = torch.cuda.get_device_name(setting.device)
+    peak = next((tflops for name, tflops in PEAK_TFLOPS.items() if name in device_name), None)
+    return {
+        "T": num_rows,
+        "bp": backprop_steps,
+        "tokens_per_s": tokens_per_s,
+        "tflops": tokens_per_s * flops / 1e12,
+        "mfu": tokens_per_s * flops / 1e12 / peak if peak else None,
+        "peak_memory_gib": torch.cuda.max_memory_allocated(setting.device) / 2**30,
+        "losses": [float(loss) for loss in losses],
+    }
+
+
+# In this order: what others rest on first, what takes long last.
+CHECKS: dict[str, Callable[[Setting], Figures]] = {
+    **{
+        f"attention_{name}_{str(dtype).removeprefix('torch.')}": (
+            lambda setting, n=name, d=dtype: check_attention(n, d, setting)
+        )
+        # flash3 last: it takes torch's own kernels over for the rest of the process
+        for name in ("sdpa", "flex", "varlen", "flash3")
+        for dtype in (torch.bfloat16, torch.float16, torch.float32)
+    },
+    "nets": check_nets,
+    "golden_nets": check_golden_nets,
+    "decoding": check_decoding,
+    "optimizer": check_optimizer,
+    "nccl": check_nccl,
+    "bf16_training": check_bf16_training,
+    "flash_attn": lambda setting: check_flash_package("flash_attn", setting),
+    "flash_attn_interface": lambda setting: check_flash_package("flash_attn_interface", setting),
+    "ceilings": check_ceilings,
+    "attention_speed": check_attention_speed,
+    "compile": check_compile,
+    "activation_memory": check_activation_memory,
+    "training_speed": check_training_speed,
+}
+SLOW_CHECKS = ("attention_speed", "activation_memory", "training_speed")
+
+
+def run_check(name: str, setting: Setting) -> dict[str, Any]:
+    """One record; `ok` is None where the check was left out."""
+    started_at = time.monotonic()
+    record: dict[str, Any] = {"name": name, "ok": True, "detail": "", "figures": {}}
+    try:
+        if started_at > setting.ends_at:
+            raise NotHere("the time is used up")
+        record["figures"] = CHECKS[name](setting)
+    except NotHere as reason:
+        record |= {"ok": None, "detail": str(reason)}
+    except Wrong as wrong:
+        record |= {"ok": False, "detail": str(wrong), "figures": wrong.figures}
+    except Exception as error:  # whatever breaks in one check must not hide the others
+        detail = f"{type(error).__name__}: {error}"
+        trace = "".join(traceback.format_tb(error.__traceback__)[-4:])
+        record |= {"ok": False, "detail": detail, "figures": {"traceback": trace}}
+    stop_world()
+    gc.collect()
+    if setting.device.type == "cuda":
+        torch.cuda.empty_cache()
+    record["elapsed_s"] = round(time.monotonic() - started_at, 2)
+    return record
+
+
+def describe(device: torch.device) -> dict[str, Any]:
+    """Which machine and software the figures belong to."""
+    properties = torch.cuda.get_device_properties(device)
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        driver = subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        driver = None
+    return {
+        "device": properties.name,
+        "capability": list(torch.cuda.get_device_capability(device)),
+        "memory_gib": properties.total_memory / 2**30,
+        "multiprocessors": properties.multi_processor_count,
+        "driver": driver,
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "nccl": str(nccl.version()),
+        "python": platform.python_version(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--only", action="append", metavar="NAME", help="a check; may be repeated")
+    parser.add_argument("--quick", action="store_true", help="leave out what takes long")
+    parser.add_argument("--max-seconds", type=float, default=DEFAULT_SECONDS)
+    parser.add_argument("--out", type=Path, help="default: benchmarks/<device>/gpu_check.json")
+    arguments = parser.parse_args()
+    unknown = set(arguments.only or ()) - set(CHECKS)
+    if unknown:
+        parser.error(f"--only {sorted(unknown)[0]}: there are {', '.join(CHECKS)}")
+    return arguments
+
+
+def main() -> int:
+    """Runs the checks; 0 all right, 1 something is wrong, 2 no GPU."""
+    arguments = parse_arguments()
+    if not torch.cuda.is_available():
+        print("gpu_check: torch finds no CUDA device here", file=sys.stderr)
+        return 2
+    device = torch.device("cuda", torch.cuda.current_device())
+    setting = Setting(device, arguments.quick, time.monotonic() + arguments.max_seconds)
+    names = arguments.only or [n for n in CHECKS if not (arguments.quick and n in SLOW_CHECKS)]
+    report = {**describe(device), "checks": []}
+    slug = re.sub(r"[^a-z0-9]+", "-", report["device"].lower()).strip("-")
+    out = arguments.out or ROOT / "benchmarks" / slug / "gpu_check.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        record = run_check(name, setting)
+        report["checks"].append(record)
+        out.write_text(json.dumps(report, indent=2))  # so a stopped run leaves what it found
+        verdict = {True: "ok", False: "WRONG", None: "left out"}[record["ok"]]
+        print(f"{verdict:9} {name:28} {record['elapsed_s']:7.1f} s  {record['detail']}", flush=True)
+    print(f"written to {out}")
+    return int(any(record["ok"] is False for record in report["checks"]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

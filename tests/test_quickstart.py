@@ -1,0 +1,48 @@
+"""The quick start as a user runs it: what it learns, what it leaves, and that it is done once."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "quickstart.py"
+FILES = ("quickstart.json", "curves.png", "metrics.jsonl", "all_config.yaml", "environment.json")
+
+
+def quickstart(folder: Path, *overrides: str) -> str:
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), *overrides], cwd=folder, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_it_learns_the_held_out_tasks(seed: int, tmp_path: Path) -> None:
+    shown = quickstart(tmp_path, f"seed={seed}")
+    run = tmp_path / "checkpoints/quickstart/nano-hrm"
+    result = json.loads((run / "quickstart.json").read_text())
+    assert len(result["accuracy_after"]) >= 4, "at least three tasks, and their mean"
+    assert result["accuracy_before"]["mean"] < 0.02
+    assert result["accuracy_after"]["mean"] >= 0.85, result
+    assert result["items"] >= 300
+    assert result["train_seconds"] > 0 and result["tokens_per_second"] > 0
+    assert all((run / name).is_file() for name in FILES)
+    assert shown.count(" -> ") == 6
+    again = quickstart(tmp_path, f"seed={seed}")
+    assert "done already" in again and "training:" not in again
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoints", "data"]
+
+
+def test_a_wrong_setting_stops_it_before_anything_is_trained(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), "lrr=3"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "did you mean lr?" in done.stderr
+    assert not list(tmp_path.iterdir()), "nothing is half made"
