@@ -11,12 +11,17 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import hydra
 import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import CompactHydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from data_io.sampled_format import SampledData
@@ -27,16 +32,10 @@ from models.loss import StepSums, next_token_sums
 from training.adam_atan2 import AdamATan2
 from training.building import build_model
 from training.checkpoint import Progress, RunDirectory, training_state
-from training.distributed import (
-    World,
-    reshard,
-    set_threads,
-    start_world,
-    stop_world,
-)
-from training.environment import record_environment, recorded_choices
+from training.distributed import World, reshard, set_threads, start_world, stop_world
+from training.environment import check_floors, record_environment, recorded_choices
 from training.prefetch import load_batches
-from training.run_names import is_finished, resolve_run
+from training.run_names import is_finished, names_in_sweep, resolve_run
 from training.schedule import backprop_steps_at, check_schedule, lr_at, published_total_steps
 from training.schema import RunConfig, checked_overrides, parse_config
 from training.starting import continue_run, start_from
@@ -44,6 +43,7 @@ from training.summary import RunFacts, summary_lines
 from training.telemetry import MetricsLogger
 
 CONFIG_DIR = Path(__file__).parent / "config"
+SHOWS_TRACEBACKS = bool(os.environ.get("HYDRA_FULL_ERROR"))  # instead of one message
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +169,8 @@ def set_up(config: RunConfig, notes: list[str], world: World) -> tuple[Run, Prog
     threads, threads_reason = set_threads(config.num_threads or chosen.get("threads"))
     packing, plan, facts = plan_run(config, data, world)
     torch.manual_seed(config.seed)
-    model, choices = build_model(config, facts.vocab_size, world, chosen.get("attention"))
+    built = build_model(config, facts.vocab_size, world, chosen)
+    model, choices = built.model, dict(built.lines)
     optimizer = AdamATan2(
         model.parameters(),
         lr=config.lr,
@@ -189,9 +190,7 @@ def set_up(config: RunConfig, notes: list[str], world: World) -> tuple[Run, Prog
     choices["threads"] = f"{threads} ({threads_reason})"
     say(world, *summary_lines(config, facts, choices))
     if world.is_main:
-        backend = model.attention.name
-        found = {"threads": threads, "attention": backend, "device": world.device.type}
-        record_environment(directory.path, found)
+        record_environment(directory.path, {**built.chosen, "threads": threads})
     logger = MetricsLogger(
         directory.path,
         world,
@@ -246,23 +245,27 @@ def plan_run(
 
 def say(world: World, *lines: str) -> None:
     """Prints on rank 0."""
-    if world.is_main:
+    if world.is_main and lines:
         print(*lines, sep="\n", flush=True)
 
 
 @hydra.main(version_base=None, config_path="config", config_name="cfg_pretrain")
 def main(raw: DictConfig) -> None:
-    """Composes the configuration, runs it, and turns bad input into one message and exit code 2."""
+    """Runs a composed configuration, and turns bad input into one message and exit code 2."""
     try:
-        plain = OmegaConf.to_container(raw, resolve=True)
-        assert isinstance(plain, dict)
-        config, notes = parse_config({str(key): value for key, value in plain.items()})
+        check_floors()
+        container = OmegaConf.to_container(raw, resolve=True)
+        assert isinstance(container, dict)
+        plain = {str(key): value for key, value in container.items()}
+        if HydraConfig.get().mode is RunMode.MULTIRUN:
+            plain |= names_in_sweep(plain, HydraConfig.get().job.num)
+        config, notes = parse_config(plain)
         world = start_world(config.device)
         prepared = set_up(config, notes, world)
     except (ValueError, OSError) as error:
-        if os.environ.get("HYDRA_FULL_ERROR"):
+        if SHOWS_TRACEBACKS:
             raise
-        refuse(error)
+        refuse(str(error))
     else:
         if prepared:
             run, progress = prepared
@@ -273,16 +276,24 @@ def main(raw: DictConfig) -> None:
         stop_world()
 
 
-def refuse(error: Exception) -> None:
-    """One message, from one rank of each node."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        print(f"error: {error}", file=sys.stderr)
+def refuse(message: str) -> None:
+    """One message from each node, and exit code 2."""
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        time.sleep(20)  # rank 0 says it and ends all, unless it is this process alone that fails
+    print(f"error: {message}", file=sys.stderr)
     sys.exit(2)
 
 
 if __name__ == "__main__":
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors then, and cuts no traceback
     try:
         sys.argv[1:] = checked_overrides(sys.argv[1:], CONFIG_DIR)
     except ValueError as error:
-        refuse(error)
-    main()
+        refuse(str(error))
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["PRETRAIN_SWEEP_DIR"] = folder  # Hydra notes sweeps there; nobody reads it
+        try:
+            main()
+        except CompactHydraException as error:
+            subject = getattr(error, "override", None)  # one that Hydra's grammar does not admit
+            refuse(f"{subject + ': ' if subject else ''}{error}".replace("++", ""))

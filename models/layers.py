@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.linear import linear
+
 # A normal folded by fmod(3) has the standard deviation 1 / this.
 TRUNCATED_NORMAL_SCALE = 1.014762601732121
 
@@ -35,7 +37,7 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(truncated_normal(out_features, in_features, std=std))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight)
+        return linear(x, self.weight)
 
 
 class ScaledEmbedding(nn.Module):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from models.batch import IGNORE_LABEL, PackedLayout
+from models.linear import product
 
 CHUNK_LOGITS = 1 << 22  # logits alive at a time (16 MiB in fp32)
 
@@ -96,7 +97,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         chunk = max(1, CHUNK_LOGITS // len(weight))
         for start in range(0, len(labels), chunk):
             part = slice(start, start + chunk)
-            logits = (hidden[part] @ weight.T).float()  # [chunk, V]
+            logits = product(hidden[part], weight).float()  # [chunk, V]
             wanted = labels[part, None]
             is_correct[part] = logits.argmax(-1) == labels[part]
             log_normalizer = logits.logsumexp(-1, keepdim=True)
@@ -108,9 +109,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             error.scatter_add_(1, wanted, error.new_full((1, 1), -1.0).expand_as(wanted))
             error = error.to(hidden.dtype)
             if grad_hidden is not None:
-                torch.mm(error, weight, out=grad_hidden[part])
+                grad_hidden[part] = product(error, weight.T)
             if grad_weight is not None:
-                grad_weight += error.T @ hidden[part]
+                grad_weight += product(error.T, hidden[part].T)
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype = weight.dtype
         ctx.mark_non_differentiable(is_correct)

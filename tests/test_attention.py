@@ -260,6 +260,6 @@ def test_a_cuda_backend_agrees_with_the_oracle_in_bf16(name: str, case: str) -> 
         mixed = chosen.prepare(layout, num_rows).attend(*inputs)
         results.append([mixed, *torch.autograd.grad(mixed, inputs, grad)])
     for found, wanted in zip(*results, strict=True):
-        error = (found.float() - wanted).norm() / wanted.norm().clamp(min=1e-6)
-        assert error < 1e-2
+        error = (found.float() - wanted).norm()
+        assert error < 1e-2 * wanted.norm() + 1e-3  # where one key is seen, gradients are zero
         assert not found[int(layout.num_tokens) :].any()

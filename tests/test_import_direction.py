@@ -95,8 +95,11 @@ RULES = [
         "simple_inference_engine",
         project={
             "models",
+            "training.building",
             "training.checkpoint",
+            "training.distributed",
             "training.export_format",
+            "training.starting",
             "data_io.prompt_format",
         },
         eager={"torch", "numpy", "tokenizers", *TOKENIZERS},

@@ -2,31 +2,90 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 
-from models.attention import select_attention
+from models.attention import AttentionBackend, select_attention
 from models.language_model import LanguageModel
+from models.linear import pick_linear_kernel, set_linear_kernel
 from training.distributed import World, device_note, shard_model
 from training.schema import RunConfig
 
 
-def build_model(
-    config: RunConfig, vocab_size: int, world: World, chosen_attention: str | None
-) -> tuple[LanguageModel, dict[str, str]]:
+@dataclass(frozen=True, slots=True)
+class BuiltModel:
     """A model on its device, sharded, and what was chosen for it."""
+
+    model: LanguageModel
+    chosen: dict[str, str]  # by setting: used again when the run is continued
+    lines: dict[str, str]  # the same for the summary, with reasons
+
+
+def build_model(
+    config: RunConfig, vocab_size: int, world: World, recorded: Mapping[str, Any]
+) -> BuiltModel:
+    """Builds the model of a run from its initialisation.
+
+    `recorded` holds the choices of the run that is continued: taken again where they are possible.
+    """
     dtype = compute_dtype(config.fwd_bwd_dtype, world.device)
-    head_size = max(stack.head_size for stack in config.arch.stacks().values())
-    name = config.attention if config.attention != "auto" else chosen_attention or "auto"
-    attention, reason = select_attention(
-        name, device=world.device, dtype=dtype, head_size=head_size
-    )
+    linear, linear_reason = choose_linear(config, world, recorded.get("linear"))
+    attention, attention_reason = choose_attention(config, world, recorded.get("attention"))
     model = LanguageModel(config.arch, vocab_size, attention).to(world.device)
     shard_model(model, world, dtype)
     kind = str(dtype).removeprefix("torch.")
-    return model, {
-        "device": f"{device_note(world.device)}, {kind} compute, {world.size} process(es)",
-        "attention": f"{attention.name} ({reason})",
-    }
+    return BuiltModel(
+        model,
+        {"attention": attention.name, "linear": linear, "device": world.device.type},
+        {
+            "device": f"{device_note(world.device)}, {kind} compute, {world.size} process(es)",
+            "attention": f"{attention.name} ({attention_reason})",
+            "linear": f"{linear} ({linear_reason})",
+        },
+    )
+
+
+def choose_attention(
+    config: RunConfig, world: World, recorded: str | None
+) -> tuple[AttentionBackend, str]:
+    """The attention backend of a run, and why it is this one."""
+
+    def select(name: str) -> tuple[AttentionBackend, str]:
+        return select_attention(
+            name,
+            device=world.device,
+            dtype=compute_dtype(config.fwd_bwd_dtype, world.device),
+            head_size=max(stack.head_size for stack in config.arch.stacks().values()),
+        )
+
+    if config.attention != "auto" or recorded is None:
+        return select(config.attention)
+    try:
+        return select(recorded)[0], "as before"
+    except ValueError as error:
+        backend, reason = select("auto")
+        return backend, f"{reason}; {error}: the run is no longer bit-equal"
+
+
+def choose_linear(config: RunConfig, world: World, recorded: str | None) -> tuple[str, str]:
+    """Sets the CPU kernel of fp32 products, the same on all ranks; its name, and why it is this."""
+    name, reason = config.linear, "asked for"
+    if name == "auto" and recorded:
+        name, reason = recorded, "as before"
+    elif name == "auto":
+        probed = "\n".join(pick_linear_kernel(world.device, config.arch.hidden_size))
+        name, reason = world.broadcast(probed).split("\n")
+    try:
+        set_linear_kernel(name)
+    except ValueError as error:
+        if reason != "as before":
+            raise
+        name, reason = "mkl", f"{error}: the run is no longer bit-equal"
+        set_linear_kernel(name)
+    return name, reason
 
 
 def compute_dtype(name: str, device: torch.device) -> torch.dtype:

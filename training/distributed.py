@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -46,10 +47,11 @@ class World:
         """Rank 0's text on every rank."""
         if self.size == 1:
             return text
-        data = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+        data = torch.tensor(list(text.encode()), dtype=torch.uint8, device=self.device)
         length = torch.tensor([len(data)], device=self.device)
         dist.broadcast(length, src=0)
-        data = data.to(self.device) if self.is_main else data.new_empty(int(length)).to(self.device)
+        if not self.is_main:
+            data = data.new_empty(int(length))
         dist.broadcast(data, src=0)
         return data.cpu().numpy().tobytes().decode()
 
@@ -156,11 +158,18 @@ def shard_model(model: nn.Module, world: World, compute_dtype: torch.dtype) -> N
         for module in model.modules():
             if isinstance(module, Block):
                 fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+    model.register_forward_hook(_require_gradient)
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     for module in _sharded_modules(model):
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)
         module.set_reshard_after_backward(False)
+
+
+def _require_gradient(module: nn.Module, inputs: Any, hidden: Tensor) -> Tensor:
+    """FSDP reduces gradients once one reaches the root's output: at bp 1 none would, since then
+    the head alone, which the loss applies, is trained."""
+    return hidden.requires_grad_() if torch.is_grad_enabled() else hidden
 
 
 def reshard(model: nn.Module) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import subprocess
 import sys
 import zipfile
@@ -19,7 +20,21 @@ from training.checkpoint import write_atomically
 ENVIRONMENT_FILE, CODE_FILE = "environment.json", "code.zip"
 SOURCE_ROOT = Path(__file__).resolve().parents[1]
 _PACKAGES = ("torch", "numpy", "numba", "hydra-core", "omegaconf", "pydantic", "safetensors")
+_FLOOR = re.compile(r"^([\w-]+)>=([\d.]+)", re.MULTILINE)
 _SOURCE_SUFFIXES = {".py", ".yaml", ".toml", ".txt"}
+
+
+def check_floors(requirements: Path = SOURCE_ROOT / "requirements.txt") -> None:
+    """Compares what is installed with the floors of requirements.txt; ValueError names the rest."""
+    if not requirements.is_file():  # the package was installed without its sources
+        return
+    below = []
+    for name, floor in _FLOOR.findall(requirements.read_text()):
+        installed = _version(name)
+        if installed is None or _numbers(installed) < _numbers(floor):
+            below.append(f"{name} {installed or 'is not installed'} (needs {floor} or newer)")
+    if below:
+        raise ValueError(f"packages are too old: {'; '.join(below)}; run make setup")
 
 
 def record_environment(run_path: Path, choices: Mapping[str, Any]) -> None:
@@ -59,6 +74,11 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """2.13.0+cpu -> (2, 13, 0)."""
+    return tuple(int(number) for number in re.findall(r"\d+", version.split("+")[0])[:3])
 
 
 def _git(*arguments: str) -> str | None:

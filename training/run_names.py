@@ -32,6 +32,12 @@ def resolve_run(config: RunConfig, world: World) -> tuple[RunConfig, str]:
     return config.model_copy(update=update), reason
 
 
+def names_in_sweep(config: Mapping[str, Any], job_number: int) -> dict[str, str]:
+    """Given names end in the job's number there: no two jobs of a sweep share a folder."""
+    given = [key for key in ("run_name", "checkpoint_path") if config.get(key) is not None]
+    return {key: f"{config[key]}-{job_number}" for key in given}
+
+
 def comparable(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that two runs must share to be the same run."""
     return {k: v for k, v in config.items() if k not in (*MACHINE_KEYS, *NAME_KEYS)}
@@ -68,7 +74,10 @@ def _newest_unfinished(config: RunConfig, project_path: Path, world: World) -> P
         project_path.glob(f"*/{CONFIG_FILE}"), key=lambda file: file.stat().st_mtime, reverse=True
     )
     for file in candidates:
-        stored = yaml.safe_load(file.read_text())
+        try:
+            stored = yaml.safe_load(file.read_text())
+        except (yaml.YAMLError, UnicodeDecodeError):
+            continue  # not a run that can be continued
         if not isinstance(stored, dict) or comparable(stored) != wanted:
             continue
         if not is_finished(RunDirectory(file.parent, world), config.epochs):

@@ -21,6 +21,7 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from pydantic_core import ErrorDetails
 
 from models import ArchConfig
 from models.transformer import StackConfig
@@ -73,6 +74,7 @@ class RunConfig(BaseModel):
 
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     attention: Literal["auto", "flash3", "varlen", "flex", "sdpa", "dense"] = "auto"
+    linear: Literal["auto", "mkl", "onednn"] = "auto"  # kernel of fp32 products on CPU
     num_threads: PositiveInt | None = None  # CPU threads of each process; None: see set_threads
     data_workers: Literal[0, 1] = 1  # processes that make batches ahead
 
@@ -87,11 +89,17 @@ class RunConfig(BaseModel):
 
 
 # Settings that change where or how fast a run computes, not what.
-MACHINE_KEYS = ("device", "attention", "num_threads", "data_workers", "log_interval", "new_run")
+MACHINE_KEYS = (
+    "device",
+    "attention",
+    "linear",
+    "num_threads",
+    "data_workers",
+    "log_interval",
+    "new_run",
+)
 NAME_KEYS = ("project_name", "run_name", "checkpoint_path")
-
-
-_SCHEDULED_BACKPROP = {"bp_warmup_ratio", "bp_min_steps", "bp_max_steps"}
+GROUPS = ("arch/net@arch", "arch/size@arch", "data")  # keys that choose a file of config/
 
 
 def parse_config(raw: Mapping[str, Any]) -> tuple[RunConfig, list[str]]:
@@ -103,6 +111,9 @@ def parse_config(raw: Mapping[str, Any]) -> tuple[RunConfig, list[str]]:
     arch = dict(raw.get("arch") or {})
     if "head" in arch:
         notes.append(f"arch.head={arch.pop('head')} is ignored: there is one head")
+    # Recipes for any net say so that gradients reach equally far throughout: elsewhere they do.
+    if arch.get("name") != "hrm" and arch.get("bp_warmup_ratio") == 0:
+        del arch["bp_warmup_ratio"]
     try:
         return RunConfig(**{**raw, "arch": arch}), notes
     except ValidationError as error:
@@ -110,31 +121,63 @@ def parse_config(raw: Mapping[str, Any]) -> tuple[RunConfig, list[str]]:
 
 
 def explain(error: ValidationError) -> str:
-    """What pydantic found, one line a finding: key, value, rule."""
-    lines = []
-    for finding in error.errors():
-        # The location of a union member begins with the net's name: arch.hrm.lr -> arch.lr.
-        path = [str(p) for i, p in enumerate(finding["loc"]) if not (i == 1 and p in _net_names())]
-        key = ".".join(path)
-        if finding["type"] == "extra_forbidden":
-            lines.append(unknown_key(key))
-        elif finding["type"] == "missing":
-            lines.append(f"{key} is required and has no value; give {key}=...")
-        elif finding["type"] == "value_error":
-            lines.append(f"{key + ': ' if key else ''}{finding.get('ctx', {}).get('error')}")
-        elif finding["input"] is None:
-            lines.append(f"{key} is not set; give {key}=...")
-        else:
-            lines.append(f"{key}={finding['input']}: {finding['msg']}")
-    return "\n".join(dict.fromkeys(lines))
+    """What pydantic found, one line for each key: its value and the rules that it breaks."""
+    rules: dict[str, list[str]] = {}
+    for finding in error.errors(include_url=False):
+        subject, rule = _broken_rule(finding)
+        rules.setdefault(subject, []).append(rule)
+    return "\n".join(
+        (subject + " " + " or ".join(dict.fromkeys(broken))).strip()
+        for subject, broken in rules.items()
+    )
+
+
+def _broken_rule(finding: ErrorDetails) -> tuple[str, str]:
+    """What a finding is about, as key=value, and the rule."""
+    # Members of unions stand in the location too: arch.hrm.n_layers, schedule_steps.constrained-int
+    is_nested = finding["loc"][:1] in (("arch",), ("data",))
+    path = [str(p) for i, p in enumerate(finding["loc"]) if not (i == 1 and p in _net_names())]
+    key = ".".join(path if is_nested else path[:1])
+    value = (
+        str(finding["input"]).lower() if isinstance(finding["input"], bool) else finding["input"]
+    )
+    match finding["type"]:
+        case "extra_forbidden":
+            return "", _unfit_key(key, net=str(finding["loc"][1])) if is_nested else unknown_key(
+                key
+            )
+        case "missing":
+            return key, f"is required and has no value; give {key}=..."
+        case "value_error":
+            return f"{key}:" if key else "", str(finding.get("ctx", {}).get("error"))
+        case "union_tag_invalid" | "union_tag_not_found":
+            return "arch.name", f"must be one of {', '.join(_net_names())}; give arch/net@arch=..."
+    if value is None:
+        return key, f"is not set; give {key}=..."
+    return f"{key}={value}", finding["msg"].replace("Input should", "must")
+
+
+def _unfit_key(key: str, *, net: str) -> str:
+    """An error text for a key that is unknown, or belongs to other nets."""
+    field = key.removeprefix("arch.").split(".")[0]
+    owners = [tag for owner in _nets() if field in owner.model_fields for tag in _tags(owner)]
+    if not owners or key not in legal_keys():
+        return unknown_key(key)
+    return f"{key} is no setting of the net {net}, but of {', '.join(owners)}; leave it out"
 
 
 def unknown_key(key: str, known: Iterable[str] | None = None) -> str:
     """An error text that names the nearest legal key."""
-    known = legal_keys() if known is None else list(known)
-    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    hint = f"did you mean {nearest[0]}?" if nearest else "see python pretrain.py --help"
+    known = [*legal_keys(), *GROUPS] if known is None else list(known)
+    # What people type is often the last part alone: hidden_size, size.
+    spellings = {spelling: full for full in known for spelling in (full, _last_part(full))}
+    nearest = difflib.get_close_matches(key, spellings, n=1, cutoff=0.6)
+    hint = f"did you mean {spellings[nearest[0]]}?" if nearest else "see python pretrain.py --help"
     return f"unknown key {key!r}; {hint}"
+
+
+def _last_part(key: str) -> str:
+    return key.partition("@")[0].rpartition("/")[2].rpartition(".")[2]
 
 
 def legal_keys() -> list[str]:
@@ -156,60 +199,88 @@ def legal_keys() -> list[str]:
 def checked_overrides(arguments: list[str], config_dir: Path) -> list[str]:
     """Command-line arguments with every override checked; ValueError for one that is not legal.
 
-    Legal keys are set whether or not a YAML file mentions them, with or without `+`.
+    Legal keys are set whether or not a YAML file mentions them, with or without `+`. Flags may
+    stand anywhere; they come last in what is returned, as Hydra wants overrides in one piece.
     """
-    checked = []
-    takes_value = False
-    for argument in arguments:
-        if takes_value or argument.startswith("-"):
-            takes_value = argument in _FLAGS_WITH_VALUE
-            checked.append(argument)
+    overrides, flags = [], []
+    remaining = iter(arguments)
+    # Choices from a folder of one's own are left to Hydra.
+    is_ours = not _CONFIG_DIR_FLAGS & {argument.partition("=")[0] for argument in arguments}
+    for argument in remaining:
+        if not argument.startswith("-"):
+            overrides.append(_checked_override(argument, config_dir if is_ours else None))
             continue
-        checked.append(_checked_override(argument, config_dir))
-    return checked
+        name, separator, value = argument.partition("=")
+        if name not in _FLAGS:
+            raise ValueError(
+                f"unknown flag {argument!r}; settings are written without dashes, as key=value "
+                "(lr=3e-4); see python pretrain.py --help"
+            )
+        flags.append(argument)
+        if not separator and name in _FLAGS_WITH_VALUE:
+            value = next(remaining, "")
+            flags.append(value)
+        if name in ("--config-name", "-cn") and is_ours:
+            _check_recipe(value, config_dir)
+    return overrides + flags
 
 
-_FLAGS_WITH_VALUE = frozenset(
-    [
-        *("--config-name", "-cn", "--config-path", "-cp", "--config-dir", "-cd"),
-        *("--package", "-p", "--cfg", "-c", "--info", "-i", "--experimental-rerun"),
-    ]
-)
+_CONFIG_DIR_FLAGS = {"--config-path", "-cp", "--config-dir", "-cd"}
+_FLAGS_WITH_VALUE = {
+    *_CONFIG_DIR_FLAGS,
+    *("--config-name", "-cn", "--package", "-p", "--cfg", "-c", "--info", "-i"),
+    "--experimental-rerun",
+}
+_FLAGS = {
+    *_FLAGS_WITH_VALUE,
+    *("--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r"),
+    *("--multirun", "-m", "--shell-completion", "-sc"),
+}
 
 
-def _checked_override(argument: str, config_dir: Path) -> str:
+def _checked_override(argument: str, config_dir: Path | None) -> str:
     bare = argument.lstrip("+~")
     key, separator, value = bare.partition("=")
     if not separator and not argument.startswith("~"):
         raise ValueError(f"{argument!r} is no override; write key=value, e.g. lr=3e-4")
     if key.startswith(("hydra.", "hydra/")):
         return argument
-    group = key.partition("@")[0]
-    if "@" in key or (config_dir / group).is_dir():
-        _check_choice(key, group, value, config_dir)
+    if key in GROUPS:
+        if config_dir is not None:
+            _check_choice(key, value, config_dir)
         return argument
     if key not in legal_keys() and key != "arch.H_override":
         raise ValueError(unknown_key(key))
     return argument if argument.startswith("~") else f"++{bare}"
 
 
-def _check_choice(key: str, group: str, value: str, config_dir: Path) -> None:
-    groups = [
-        path.relative_to(config_dir).as_posix() for path in config_dir.rglob("*") if path.is_dir()
-    ]
-    if group not in groups:
-        raise ValueError(unknown_key(group, groups))
-    options = sorted(p.stem for p in (config_dir / group).glob("*.yaml") if p.stem[0] != "_")
+def _check_choice(group: str, value: str, config_dir: Path) -> None:
+    folder = config_dir / group.partition("@")[0]
+    options = sorted(path.stem for path in folder.glob("*.yaml") if path.stem[0] != "_")
     for choice in value.split(","):
         if choice not in options:
-            nearest = difflib.get_close_matches(choice, options, n=1, cutoff=0.3)
-            hint = f" (did you mean {nearest[0]}?)" if nearest else ""
-            raise ValueError(f"{key}={choice} does not exist{hint}; it is one of {options}")
+            raise ValueError(f"{group}={choice} does not exist{_one_of(choice, options)}")
+
+
+def _check_recipe(name: str, config_dir: Path) -> None:
+    recipes = sorted(path.stem for path in config_dir.glob("cfg_*.yaml"))
+    if name.removesuffix(".yaml") not in recipes:
+        raise ValueError(f"--config-name {name} does not exist{_one_of(name, recipes)}")
+
+
+def _one_of(choice: str, options: list[str]) -> str:
+    nearest = difflib.get_close_matches(choice, options, n=1, cutoff=0.3)
+    hint = f" (did you mean {nearest[0]}?)" if nearest else ""
+    return f"{hint}; it is one of {', '.join(options)}"
 
 
 def _nets() -> tuple[type[BaseModel], ...]:
     return get_args(get_args(ArchConfig)[0])
 
 
-def _net_names() -> set[str]:
-    return {name for net in _nets() for name in get_args(net.model_fields["name"].annotation)}
+def _tags(net: type[BaseModel]) -> tuple[str, ...]:
+    return get_args(net.model_fields["name"].annotation)
+
+
+def _net_names() -> list[str]:
+    return [name for net in _nets() for name in _tags(net)]

@@ -54,10 +54,10 @@ class FlexAttention:
 
 @cache
 def compiled_flex_attention() -> Callable[..., Any]:
-    """Compiled once: uncompiled it would make a [T, T] matrix."""
+    """Compiled for the first T, then for any; uncompiled it would make a [T, T] matrix."""
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention, dynamic=False)
+    return torch.compile(flex_attention)
 
 
 def visible_ranges(layout: PackedLayout, num_rows: int) -> tuple[Tensor, Tensor]:

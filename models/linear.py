@@ -1,0 +1,94 @@
+"""The product behind every linear map, and which CPU kernel computes it.
+
+In fp32 torch hands `x @ weight.T` to MKL, which on some processors runs at less than half the speed
+of oneDNN at equal precision (2-core AMD EPYC, one thread, [512, 64] x [64, 512]: 100 against 213
+GFLOP/s). The two differ in the last bits, so the choice belongs to a run and is kept with it; it is
+one setting of the process, as the number of threads is.
+"""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+KERNELS = ("mkl", "onednn")
+MIN_ROWS = 64  # below this the plain call is faster (a decoding step has few rows)
+PROBE_ROWS, PROBE_REPEATS = 512, 7
+WORTHWHILE = 1.15  # oneDNN must be this much faster to be chosen
+
+_chosen = "mkl"
+
+
+def set_linear_kernel(name: str) -> None:
+    """Chooses for the whole process; ValueError for a kernel that is not there."""
+    global _chosen  # one setting of the process, see above
+    if name not in KERNELS:
+        raise ValueError(f"linear={name} is none of auto, {', '.join(KERNELS)}")
+    if name == "onednn" and not torch.backends.mkldnn.is_available():
+        raise ValueError("linear=onednn: this build of torch has no oneDNN; use linear=auto")
+    _chosen = name
+
+
+def pick_linear_kernel(device: torch.device, width: int) -> tuple[str, str]:
+    """The faster kernel for matrices of that width here, by a probe of milliseconds, and why."""
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return "mkl", "the only one here"
+    x, weight = torch.ones(PROBE_ROWS, width), torch.ones(4 * width, width)
+    plain_s = _fastest(lambda: F.linear(x, weight))
+    onednn_s = _fastest(lambda: _product(x, weight))
+    name = "onednn" if plain_s > WORTHWHILE * onednn_s else "mkl"
+    return name, f"oneDNN takes {onednn_s / plain_s:.2f} of MKL's time"
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """`x @ weight.T`: [T, in], [out, in] -> [T, out], with gradients."""
+    if _uses_onednn(x):
+        return _Linear.apply(x, weight)
+    return F.linear(x, weight)
+
+
+def product(x: Tensor, weight: Tensor) -> Tensor:
+    """The same without gradients, for code that writes its own."""
+    return _product(x, weight) if _uses_onednn(x) else F.linear(x, weight)
+
+
+def _uses_onednn(x: Tensor) -> bool:
+    is_plain_matrix = x.dim() == 2 and len(x) >= MIN_ROWS
+    return (
+        _chosen == "onednn"
+        and is_plain_matrix
+        and x.dtype == torch.float32
+        and x.device.type == "cpu"
+    )
+
+
+def _product(x: Tensor, weight: Tensor) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+
+
+class _Linear(torch.autograd.Function):
+    """oneDNN's product, and its two gradients by the same kernel."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(x, weight)
+        return _product(x, weight)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:  # type: ignore[override]
+        x, weight = ctx.saved_tensors
+        grad_x = _product(grad, weight.T) if ctx.needs_input_grad[0] else None
+        grad_weight = _product(grad.T, x.T) if ctx.needs_input_grad[1] else None
+        return grad_x, grad_weight
+
+
+def _fastest(call) -> float:
+    elapsed_s = []
+    for _ in range(PROBE_REPEATS):
+        started_at = time.perf_counter()
+        call()
+        elapsed_s.append(time.perf_counter() - started_at)
+    return min(elapsed_s)

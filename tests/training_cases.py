@@ -1,0 +1,150 @@
+"""Runs set up and trained by the functions of pretrain.py, with a record of what each step did."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from torch.distributed.tensor import DTensor
+
+import pretrain
+from models.batch import PackedBatch
+from models.hrm import HRMConfig
+from models.language_model import LanguageModel
+from models.loss import StepSums
+from training.adam_atan2 import AdamATan2
+from training.checkpoint import Progress, training_state
+from training.distributed import World
+from training.export_format import arch_from_reference, parameter_name_from_reference
+from training.schema import RunConfig
+
+CPU = torch.device("cpu")
+ALONE = World(rank=0, size=1, device=CPU)
+BACKPROP_STEPS = (1, 2, 5)  # of HRM in `train_rows`: the head alone, all but the embedding, all
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One optimizer step: what it was computed from, and what came of it."""
+
+    batch: PackedBatch
+    divisor: float
+    backprop_steps: int | None
+    lr: float
+    gradients: dict[str, Tensor]  # reduced over ranks, whole; those that are None left out
+    sums: StepSums
+
+
+class _EnoughError(Exception):
+    pass
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor with the parts of all ranks, detached and copied."""
+    with torch.no_grad():
+        return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
+
+
+def whole_state(model: LanguageModel, optimizer: AdamATan2) -> dict[str, dict[str, Tensor]]:
+    """`training_state` with whole tensors; every rank calls it."""
+    state = training_state(model, optimizer)
+    return {kind: {name: whole(t) for name, t in part.items()} for kind, part in state.items()}
+
+
+def by_our_names(tensors: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
+    """Those of the original's tensors whose names begin with `prefix`, without it, by our names."""
+    return {
+        parameter_name_from_reference(name.removeprefix(prefix)): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }
+
+
+def golden_run(
+    case: Mapping[str, Any], folder: Path, checkpoint_path: Path, world: World
+) -> tuple[pretrain.Run, Progress]:
+    """The run of a golden case as `python pretrain.py` would set it up."""
+    settings = {
+        **case["config"],
+        "arch": arch_from_reference(case["config"]["arch"]),
+        "data": {**case["config"]["data"], "path": str(folder / case["config"]["data"]["path"])},
+        "checkpoint_path": str(checkpoint_path),
+    }
+    config = RunConfig(**settings, schedule_steps="published", device="cpu", data_workers=0)
+    prepared = pretrain.set_up(config, [], world)
+    assert prepared is not None
+    return prepared
+
+
+def set_weights(
+    model: LanguageModel, optimizer: AdamATan2, weights: Mapping[str, Tensor]
+) -> None:
+    """Gives a run, sharded or not, other weights to start from, by our names and whole."""
+    options = StateDictOptions(full_state_dict=True, strict=True)
+    set_model_state_dict(model, dict(weights), options=options)
+    for param in model.parameters():
+        optimizer.state[param]["param_ema"].copy_(param.detach())
+
+
+def recording(
+    train_step: Callable[..., StepSums], records: list[StepRecord], num_steps: int | None = None
+) -> Callable[..., StepSums]:
+    """`pretrain.train_step` that also adds to `records`, and ends the run after `num_steps`."""
+
+    def recorded(
+        model: LanguageModel,
+        optimizer: AdamATan2,
+        batch: PackedBatch,
+        divisor: float,
+        backprop_steps: int | None,
+    ) -> StepSums:
+        if len(records) == num_steps:
+            raise _EnoughError
+        gradients: dict[str, Tensor] = {}
+
+        def keep_gradients(*_: Any) -> None:
+            for name, param in model.named_parameters():
+                if param.grad is not None:
+                    gradients[name] = whole(param.grad)
+
+        hook = optimizer.register_step_pre_hook(keep_gradients)
+        sums = train_step(model, optimizer, batch, divisor, backprop_steps)
+        hook.remove()
+        lr = optimizer.param_groups[0]["lr"]
+        records.append(StepRecord(batch, divisor, backprop_steps, lr, gradients, sums))
+        return sums
+
+    return recorded
+
+
+def train_recorded(
+    run: pretrain.Run, progress: Progress, num_steps: int | None = None
+) -> list[StepRecord]:
+    """Trains as pretrain.py does, for `num_steps` steps or to the end."""
+    records: list[StepRecord] = []
+    train_step = recording(pretrain.train_step, records, num_steps)
+    with mock.patch.object(pretrain, "train_step", train_step), suppress(_EnoughError):
+        pretrain.train(run, progress)
+    run.logger.close()
+    return records
+
+
+def train_rows(
+    model: LanguageModel, optimizer: AdamATan2, rows: Sequence[PackedBatch], num_ranks: int
+) -> list[StepRecord]:
+    """One `pretrain.train_step` for each of this rank's rows; HRM's gradient reaches ever deeper,
+    at first only the head."""
+    records: list[StepRecord] = []
+    train_step = recording(pretrain.train_step, records)
+    is_hrm = isinstance(model.config, HRMConfig)
+    for batch, backprop_steps in zip(rows, BACKPROP_STEPS, strict=True):
+        divisor = batch.global_num_scored / num_ranks
+        train_step(model, optimizer, batch, divisor, backprop_steps if is_hrm else None)
+    return records

@@ -1,0 +1,156 @@
+"""What two ranks compute, for tests/test_two_ranks.py, which runs this under torchrun and compares.
+
+    torchrun --nproc_per_node=2 tests/tworank_worker.py INBOX OUTBOX [GOLDEN_CASE ...]
+
+INBOX holds sampled data and a run saved by one process. Tensors are left in OUTBOX, whole.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from net_cases import NETS, build, read_case
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from training_cases import (
+    BACKPROP_STEPS,
+    StepRecord,
+    by_our_names,
+    golden_run,
+    set_weights,
+    train_recorded,
+    train_rows,
+    whole_state,
+)
+
+from data_io.sampled_format import SampledData
+from dataset_new import PrefixLMDataset, RowPacking
+from models.batch import PackedBatch
+from models.language_model import LanguageModel
+from training.adam_atan2 import AdamATan2
+from training.checkpoint import Progress, RunDirectory, training_state
+from training.distributed import World, shard_model, start_world, stop_world
+
+PACKING = RowPacking(64, num_replicas=2, drop_last_batch=True, target_only=True)
+NUM_SLOTS = 64
+LR, EMA = 5e-4, 0.9
+BFLOAT16_NETS = ("hrm", "transformer")
+SAVED_NET, SAVED_NAME = "hrm", "fsdp2_step_3"
+GREETING = "from rank 0: é"
+
+
+def rows_of(data: Path, rank: int) -> list[PackedBatch]:
+    """The first rows of a rank, as many as `train_rows` takes."""
+    dataset = PrefixLMDataset(
+        SampledData.open(data), PACKING, num_slots=NUM_SLOTS, epoch=0, rank=rank
+    )
+    return [batch for batch, _ in zip(dataset, BACKPROP_STEPS, strict=False)]
+
+
+def seeded_net(
+    net: str, world: World, dtype: torch.dtype = torch.float32
+) -> tuple[LanguageModel, AdamATan2]:
+    """A tiny net with the same weights whoever builds it, sharded over the world."""
+    torch.manual_seed(1)
+    model = build(NETS[net])
+    shard_model(model, world, dtype)
+    return model, AdamATan2(model.parameters(), lr=LR, ema=EMA)
+
+
+def record_tensors(records: list[StepRecord]) -> dict[str, Tensor]:
+    """The losses and reduced gradients of a run, to be kept in one file."""
+    tensors = {f"loss.{step}": record.sums.loss for step, record in enumerate(records)}
+    for step, record in enumerate(records):
+        for name, gradient in record.gradients.items():
+            tensors[f"gradient.{step}.{name}"] = gradient
+    return tensors
+
+
+def state_tensors(model: LanguageModel, optimizer: AdamATan2) -> dict[str, Tensor]:
+    """All tensors of a run, to be kept in one file."""
+    return {
+        f"{kind}.{name}": tensor
+        for kind, part in whole_state(model, optimizer).items()
+        for name, tensor in part.items()
+    }
+
+
+def try_collectives(outbox: Path, world: World) -> None:
+    total = world.sum(torch.tensor([1, 10 * world.rank]))
+    order = outbox / "order.txt"
+    with world.main_first(), order.open("a") as file:
+        file.write(f"{world.rank}\n")
+    text = world.broadcast(GREETING if world.is_main else "")
+    empty = world.broadcast("" if world.is_main else "not this")
+    (outbox / f"world.rank{world.rank}.txt").write_text(repr((total.tolist(), text, empty)))
+    world.barrier()
+
+
+def train_golden(folder: Path, outbox: Path, world: World) -> None:
+    case, tensors = read_case(folder), load_file(folder / "tensors.safetensors")
+    run, progress = golden_run(case, folder, outbox / "runs" / folder.name, world)
+    set_weights(run.model, run.optimizer, by_our_names(tensors, "init."))
+    records = train_recorded(run, progress, len(case["log"]))
+    found = record_tensors(records) | state_tensors(run.model, run.optimizer)
+    for step, record in enumerate(records):
+        batch, sums = record.batch, record.sums
+        counts = (sums.correct_tokens, sums.scored_tokens)
+        counts = (*counts, sums.correct_sequences, sums.scored_sequences)
+        found |= {
+            f"inputs.{step}": batch.tokens,
+            f"labels.{step}": batch.labels,
+            f"position_ids.{step}": batch.positions,
+            f"prefix_lens.{step}": batch.layout.prefix_lens,
+            f"causal_lens.{step}": batch.layout.causal_lens,
+            f"numseqs.{step}": batch.layout.num_seqs,
+            f"lr.{step}": torch.tensor(record.lr, dtype=torch.float64),
+            f"divisor.{step}": torch.tensor(record.divisor, dtype=torch.float64),
+            f"counts.{step}": torch.stack(counts),
+        }
+    folder = outbox / "golden" / folder.name
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(found, folder / f"rank{world.rank}.safetensors")
+
+
+def train_nets(inbox: Path, outbox: Path, world: World) -> None:
+    rows = rows_of(inbox / "data", world.rank)
+    jobs = [(net, torch.float32) for net in NETS]
+    jobs += [(net, torch.bfloat16) for net in BFLOAT16_NETS]
+    for net, dtype in jobs:
+        model, optimizer = seeded_net(net, world, dtype)
+        records = train_rows(model, optimizer, rows, world.size)
+        found = record_tensors(records) | state_tensors(model, optimizer)
+        save_file(found, outbox / f"{net}.{dtype}.rank{world.rank}.safetensors")
+        if (net, dtype) == (SAVED_NET, torch.float32):
+            save(outbox / "run", model, optimizer, world)
+
+
+def save(run: Path, model: LanguageModel, optimizer: AdamATan2, world: World) -> None:
+    directory = RunDirectory(run, world)
+    directory.create({}, {})
+    directory.save(SAVED_NAME, training_state(model, optimizer), Progress(step=3), {})
+
+
+def load_what_one_process_saved(inbox: Path, outbox: Path, world: World) -> None:
+    model, optimizer = seeded_net(SAVED_NET, world)
+    RunDirectory(inbox / "run", world).checkpoints()[-1].restore(model, optimizer)
+    tensors = state_tensors(model, optimizer)
+    if world.is_main:
+        save_file(tensors, outbox / "loaded.safetensors")
+
+
+def main() -> None:
+    inbox, outbox, *golden = map(Path, sys.argv[1:])
+    world = start_world("cpu")
+    try_collectives(outbox, world)
+    train_nets(inbox, outbox, world)
+    load_what_one_process_saved(inbox, outbox, world)
+    for folder in golden:
+        train_golden(folder, outbox, world)
+    stop_world()
+
+
+if __name__ == "__main__":
+    main()
