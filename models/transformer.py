@@ -126,11 +126,6 @@ class NetConfig(StackConfig):
         *_, last = self.applications()
         return self.stacks()[last.stack]
 
-    @property
-    def max_backprop_steps(self) -> int:
-        """Largest number of calls through which the gradient can flow."""
-        return sum(1 for _ in self.applications())
-
 
 class TransformerConfig(NetConfig):
     """The plain Transformer: one stack, applied once."""

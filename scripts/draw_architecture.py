@@ -29,7 +29,7 @@ from models.batch import PackedLayout
 from models.hrm import HRMConfig
 from models.transformer import Application, NetConfig
 
-INK, MUTED, FAINT, PANEL = "#1f2933", "#66717c", "#b4bdc6", "#f6f7f9"
+INK, MUTED, FAINT, PANEL, LINK = "#1f2933", "#66717c", "#b4bdc6", "#f5f6f8", "#2b659b"
 COLORS = {  # with gradient, without
     "H stack": ("#c0591d", "#fbebdf"),
     "L stack": ("#2b659b", "#e3edf6"),
@@ -39,31 +39,33 @@ PREFIX, RESPONSE, PADDING = ("#6d5a9c", "#e9e5f2"), ("#23857a", "#dcefec"), ("#8
 
 NETS = ("hrm", "trm", "trm_match_recurrence", "rins", "ut", "transformer")
 SIZE = "XL"
-LEFT, LAYER, COLUMNS = 2.72, 4.6 / 128, (8.05, 8.62, 9.22)  # inches; LAYER: width of one
-BOX, LANE, ROW = 0.27, 0.47, 0.33  # heights: a box, lane to lane, between rows
+LEFT, LAYER, COLUMNS = 2.8, 4.6 / 128, (8.25, 8.82, 9.4)  # inches; LAYER: width of one
+BOX, LANE, ROW = 0.27, 0.46, 0.3  # heights: a box, lane to lane, between rows
 
-# title | file, then what happens | what goes on to the next
+# title | files, then what happens | what goes on to the next
 FLOW = """
 Sampled folder | data_io/sampled_format.py
-tokens.npy, epoch_<k>/*.npy, metadata.json | lengths and token ids
+tokens.npy, epoch_<k>/*.npy, metadata.json | lengths, token ids
 PrefixLMDataset + MultipackSampler | dataset_new.py, multipack_sampler.py
 packs whole examples into rows of T tokens | rows made ahead (training/prefetch.py)
 PackedBatch | models/batch.py
-copied to the device while the step before is computed | tokens, positions, layout
+copied to the device during the step before | tokens, positions, layout
 LanguageModel | models/language_model.py, recurrence.py, attention/
 embedding; attention plan once per batch; stacks in order | hidden [T, D]
 Chunked loss | models/loss.py
-cross-entropy; [T, V] logits never exist at once | loss / scored tokens
+cross-entropy; the [T, V] logits never exist at once | summed loss / scored tokens
 Backward | training/distributed.py
 FSDP2 sums gradients over ranks | gradients
-AdamATan2 + EMA | training/adam_atan2.py
-weights and their average; rate from training/schedule.py | model, EMA, optimizer, progress
+AdamATan2 + EMA | training/adam_atan2.py, schedule.py
+updates weights and their moving average | now and then: model, EMA, optimizer, progress
 RunDirectory | training/checkpoint.py
-checkpoints, written aside and published by rename |
+a checkpoint, written aside and published by rename |
+MetricsLogger | training/telemetry.py
+adds sums up; metrics.jsonl, progress bar |
 """
-FLOW_LEFT, FLOW_TOP, FLOW_WIDTH, FLOW_HEIGHT, FLOW_STEP = 0.72, 0.3, 4.05, 0.66, 0.97
-PREFIX_LENS, CAUSAL_LENS, ROW_TOKENS = (4, 3, 2), (4, 2, 1), 18
-CELL, STRIP_LEFT, STRIP_TOP = 0.178, 6.05, 1.0
+FLOW_LEFT, FLOW_TOP, FLOW_WIDTH, FLOW_HEIGHT, FLOW_STEP = 0.72, 0.25, 4.0, 0.66, 0.96
+PREFIX_LENS, CAUSAL_LENS, ROW_TOKENS = (4, 3, 2), (4, 3, 2), 20
+CELL, STRIP_LEFT, STRIP_TOP = 0.155, 6.12, 0.98
 
 
 class Page:
@@ -87,7 +89,11 @@ class Page:
     def cell(self, x: float, y: float, color: str, words: str = "") -> None:
         style = {"facecolor": color, "edgecolor": "white", "linewidth": 0.8, "zorder": 3}
         self.axes.add_patch(Rectangle((x, y), CELL, CELL, **style))
-        self.text(x + CELL / 2, y + CELL / 2, words, 6.5, ha="center")
+        self.text(x + CELL / 2, y + CELL / 2, words, 6, ha="center")
+
+    def dot(self, x: float, y: float, *, is_full: bool) -> None:
+        fill, edge = (INK, INK) if is_full else ("white", FAINT)
+        self.axes.plot(x, y, "o", markersize=5, color=fill, markeredgecolor=edge, zorder=5)
 
     def line(self, *points: tuple[float, float], color: str = INK, **style: Any) -> None:
         xs, ys = [x for x, _ in points], [y for _, y in points]
@@ -118,9 +124,9 @@ def read_net(name: str) -> NetConfig:
 
 def draw_nets() -> Page:
     """One row a net; two for HRM, whose gradient reaches further back as training goes on."""
-    page = Page(9.65, 6.6)
+    page = Page(9.8, 6.75)
     draw_legend(page)
-    y = 1.55
+    y = 1.45
     for config in map(read_net, NETS):
         cycles = [f"{k} {v}" for k, v in config if k.endswith("cycles") and "bp" not in k]
         variants: dict[int | None, str] = {None: ", ".join(cycles)}
@@ -137,17 +143,28 @@ def draw_nets() -> Page:
             trained = sum(n for n, a in zip(layers, order, strict=True) if a.keeps_gradient)
             for x, cell in zip(COLUMNS, (stored, sum(layers), trained), strict=True):
                 page.text(x, y, str(cell), 8.5, ha="center")
-            y += draw_order(page, config, order, y) + BOX + ROW
+            y = draw_order(page, config, order, y) + BOX + ROW
     return page
 
 
 def draw_legend(page: Page) -> None:
     """What colours and lines mean, and the heads of the columns."""
-    for x, (words, colors) in zip((0.25, 1.45, 2.65), COLORS.items(), strict=True):
+    for x, (words, colors) in zip((0.25, 1.4, 2.55), COLORS.items(), strict=True):
         for offset, color in zip((0, 0.21), colors, strict=True):
-            page.box(x + offset, 0.22, 0.17, 0.17, facecolor=color, edgecolor=colors[0])
-        page.text(x + 0.46, 0.305, words)
-    page.text(4.35, 0.305, "strong: carries gradient;  pale: no gradient")
+            page.box(x + offset, 0.2, 0.17, 0.17, facecolor=color, edgecolor=colors[0])
+        page.text(x + 0.47, 0.285, words)
+    page.text(4.3, 0.285, "strong: carries gradient, pale: does not")
+    for x, words, color in ((0.25, "gradient flows back", INK), (2.0, "it does not", FAINT)):
+        page.arrow((x, 0.58), (x + 0.38, 0.58), color=color)
+        page.text(x + 0.47, 0.58, words)
+    for x, words, is_full in ((4.3, "gradient reaches x", True), (5.9, "it does not", False)):
+        page.dot(x + 0.05, 0.58, is_full=is_full)
+        page.text(x + 0.17, 0.58, words)
+    page.text(LEFT, 1.0, "one forward pass, left to right; width: layers", 7.5, color=MUTED)
+    page.text(COLUMNS[1], 0.83, f"layers, size {SIZE}", 7.5, color=MUTED, ha="center")
+    for x, words in zip(COLUMNS, ("stored", "applied", "gradient"), strict=True):
+        page.text(x, 1.0, words, 7.5, color=MUTED, ha="center")
+    page.line((0.25, 1.13), (9.6, 1.13), color=FAINT, linewidth=0.6)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,15 +177,16 @@ class State:
 
 
 def draw_order(page: Page, config: NetConfig, order: list[Application], y: float) -> float:
-    """Draws a net's applications, the upper lane at `y`; returns the height of its lanes.
+    """Draws a net's applications, the upper lane at `y`; returns where its lowest lane is.
 
     There are two lanes: what began as x, and what began as z_L_init. An application stands on the
     lane of the state that it refines, which it reads first; an arrow from the other lane brings
     the state that is added.
     """
-    start = LEFT - 0.1
-    states = {"x": State(y, start, True), "z_L_init": State(y + LANE, start, False)}
-    done = LEFT
+    begin = LEFT - 0.1
+    states = {"x": State(y, begin, True), "z_L_init": State(y + LANE, begin, False)}
+    names: dict[float, list[str]] = {}  # of the states that are read, by lane
+    reaches_x, done, right = False, LEFT, LEFT
     for application in order:
         width = config.stacks()[application.stack].n_layers * LAYER
         left, right = done + 0.06, done + width - 0.06
@@ -176,66 +194,116 @@ def draw_order(page: Page, config: NetConfig, order: list[Application], y: float
         for name in application.reads:
             state = states[name]
             flows = application.keeps_gradient and state.has_gradient
-            style = {"color": INK if flows else FAINT, "zorder": 2 if flows else 1}
+            reaches_x |= flows and name == "x"
             points = [(state.start, state.y), (left, own)]
             if state.y != own:
-                middle = (left + right) / 2
-                edge = own + BOX / 2 * (1 if state.y > own else -1)
+                middle, edge = (left + right) / 2, own + BOX / 2 * (1 if state.y > own else -1)
                 points[1:] = [(middle, state.y), (middle, edge)]
-            page.arrow(*points, **style)
+            page.arrow(*points, color=INK if flows else FAINT, zorder=2 if flows else 1)
+            names.setdefault(state.y, []).append(name)
         states[application.writes] = State(own, right, application.keeps_gradient)
-        letter = application.stack[0] if len(config.stacks()) > 1 else ""
-        strong, pale = COLORS[f"{letter} stack" if letter else "the only stack"]
-        is_strong = application.keeps_gradient
-        fill, ink = (strong, "white") if is_strong else (pale, strong)
-        page.box(left, own - BOX / 2, right - left, BOX, facecolor=fill, edgecolor=strong)
-        page.text((left + right) / 2, own, letter, 9, color=ink, ha="center", weight="bold")
+        draw_box(page, config, application, (left, right, own))
         done += width
-    return max(state.y for state in states.values()) - y
+    page.arrow((right, states[order[-1].writes].y), (done + 0.16, states[order[-1].writes].y))
+    page.text(done + 0.2, states[order[-1].writes].y, "head", 7.5, color=MUTED)
+    for lane, read in names.items():
+        words = " = ".join(f"${name}$" for name in reversed(dict.fromkeys(read)))
+        page.text(begin - 0.09, lane, words.replace("$z_L_init$", "init"), 8, ha="right")
+        page.dot(begin, lane, is_full=lane == y and reaches_x)
+    return max(names)
+
+
+def draw_box(
+    page: Page, config: NetConfig, application: Application, place: tuple[float, float, float]
+) -> None:
+    left, right, y = place
+    letter = application.stack[0] if len(config.stacks()) > 1 else ""
+    strong, pale = COLORS[f"{letter} stack" if letter else "the only stack"]
+    fill, ink = (strong, "white") if application.keeps_gradient else (pale, strong)
+    page.box(left, y - BOX / 2, right - left, BOX, facecolor=fill, edgecolor=strong)
+    page.text((left + right) / 2, y, letter, 9, color=ink, ha="center", weight="bold")
 
 
 def draw_step() -> Page:
     """One training step from the sampled folder to the checkpoint, and a packed row."""
-    page = Page(9.65, 8.3)
+    page = Page(9.8, 8.15)
     lines = [[part.strip() for part in line.split("|")] for line in FLOW.strip().splitlines()]
-    middle = FLOW_LEFT + 0.45
-    for number, ((title, file), (words, onward)) in enumerate(
-        zip(lines[::2], lines[1::2], strict=True)
+    *flow, logger = zip(lines[::2], lines[1::2], strict=True)
+    ys = [FLOW_TOP + number * FLOW_STEP for number in range(len(flow))]
+    middle, right = FLOW_LEFT + 0.45, FLOW_LEFT + FLOW_WIDTH
+    places = [*((FLOW_LEFT, y, FLOW_WIDTH) for y in ys), (6.5, ys[6], 3.05)]
+    for (x, y, width), ((title, files), (words, onward)) in zip(
+        places, [*flow, logger], strict=True
     ):
-        y = FLOW_TOP + number * FLOW_STEP
-        page.box(FLOW_LEFT, y, FLOW_WIDTH, FLOW_HEIGHT)
-        page.text(FLOW_LEFT + 0.12, y + 0.15, title, 9, weight="bold")
-        page.text(FLOW_LEFT + 0.12, y + 0.34, words, 7.5)
-        page.text(FLOW_LEFT + 0.12, y + 0.52, file, 7, family="DejaVu Sans Mono", color=COLORS["L stack"][0])
+        page.box(x, y, width, FLOW_HEIGHT)
+        page.text(x + 0.12, y + 0.15, title, 9, weight="bold")
+        page.text(x + 0.12, y + 0.34, words, 7.5)
+        page.text(x + 0.12, y + 0.52, files, 7, family="DejaVu Sans Mono", color=LINK)
         if onward:
             page.arrow((middle, y + FLOW_HEIGHT), (middle, y + FLOW_STEP))
             page.text(middle + 0.12, y + (FLOW_HEIGHT + FLOW_STEP) / 2, onward, 7.5, color=MUTED)
+    half = FLOW_HEIGHT / 2
+    page.arrow(
+        (right, ys[4] + half), (4.97, ys[4] + half), (4.97, ys[6] + half), (6.5, ys[6] + half)
+    )
+    page.text(5.74, ys[6] + half - 0.11, "StepSums", 7.5, color=MUTED, ha="center")
+    for first, last, words in ((0, 1, "one worker process"), (2, 7, "every rank: pretrain.py")):
+        top, bottom = ys[first], ys[last] + FLOW_HEIGHT
+        page.line((0.58, top), (0.52, top), (0.52, bottom), (0.58, bottom), color=MUTED)
+        page.text(0.34, (top + bottom) / 2, words, 8, ha="center", va="center", rotation=90)
+    page.line((right, ys[2] + half), (5.2, ys[2] + half), color=MUTED, linestyle=":")
     draw_row(page)
     return page
 
 
 def draw_row(page: Page) -> None:
     """A packed row: its tokens, positions and labels, and which token sees which."""
-    layout = PackedLayout.from_lengths(
-        torch.tensor(PREFIX_LENS), torch.tensor(CAUSAL_LENS), len(PREFIX_LENS)
-    )
-    mask = prefix_lm_mask(layout, ROW_TOKENS).tolist()
-    columns: list[tuple[tuple[str, str], str, str, str]] = []
-    for prefix_len, causal_len in zip(PREFIX_LENS, CAUSAL_LENS, strict=True):
+    page.box(5.2, FLOW_TOP, 4.35, 5.25, edgecolor="none", facecolor=PANEL)
+    page.text(5.35, 0.45, "A packed row, and which token sees which", 9, weight="bold")
+    lens = list(zip(PREFIX_LENS, CAUSAL_LENS, strict=True))
+    layout = PackedLayout.from_lengths(*torch.tensor(lens).T, num_slots=len(lens))
+    columns: list[tuple[tuple[str, str], str, str, str]] = []  # colours, token, position, label
+    for number, (prefix_len, causal_len) in enumerate(lens):
         words = [f"q{i + 1}" for i in range(prefix_len)] + [f"a{i + 1}" for i in range(causal_len)]
+        x = STRIP_LEFT + CELL * (len(columns) + len(words) / 2)
+        page.text(x, STRIP_TOP - 0.13, f"example {number + 1}", 7, color=MUTED, ha="center")
         for position, (word, label) in enumerate(zip(words, [*words[1:], "end"], strict=True)):
-            is_prefix, is_scored = position < prefix_len, position >= prefix_len - 1
-            kind = PREFIX if is_prefix else RESPONSE
-            columns.append((kind, word, str(position), label if is_scored else "·"))
+            kind = PREFIX if position < prefix_len else RESPONSE
+            columns.append(
+                (kind, word, str(position), label if position >= prefix_len - 1 else "·")
+            )
     columns += [(PADDING, "", "0", "·")] * (ROW_TOKENS - len(columns))
-    for column, (kind, *words) in enumerate(columns):
-        x = STRIP_LEFT + column * CELL
+    mask_top = STRIP_TOP + 0.75
+    for row, words in enumerate(("tokens", "positions", "labels")):
+        y = STRIP_TOP + row * 0.21 + CELL / 2
+        page.text(STRIP_LEFT - 0.08, y, words, 7, color=MUTED, ha="right")
+    for at, (kind, *words) in enumerate(columns):
         for row, word in enumerate(words):
-            page.cell(x, STRIP_TOP + row * CELL * 1.25, kind[1] if row == 0 else PANEL, word)
-        top = STRIP_TOP + 0.8
-        for query, sees in enumerate(mask):
-            color = columns[query][0][0] if sees[column] else PANEL
-            page.cell(x, top + query * CELL, color)
+            color = "white" if row else kind[1]
+            page.cell(STRIP_LEFT + at * CELL, STRIP_TOP + row * 0.21, color, word)
+        page.cell(STRIP_LEFT - 1.4 * CELL, mask_top + at * CELL, kind[1], words[0])
+    side = ROW_TOKENS * CELL
+    page.axes.add_patch(Rectangle((STRIP_LEFT, mask_top), side, side, facecolor="white"))
+    for (at, sees), (kind, *_) in zip(
+        enumerate(prefix_lm_mask(layout, ROW_TOKENS).tolist()), columns, strict=True
+    ):
+        if any(sees):
+            x, y = STRIP_LEFT + sees.index(True) * CELL, mask_top + at * CELL
+            page.axes.add_patch(
+                Rectangle((x, y), sum(sees) * CELL, CELL, facecolor=kind[0], zorder=2)
+            )
+    for at in range(ROW_TOKENS + 1):
+        x, y, style = STRIP_LEFT + at * CELL, mask_top + at * CELL, {"color": PANEL, "zorder": 3}
+        page.line((x, mask_top), (x, mask_top + side), **style)
+        page.line((STRIP_LEFT, y), (STRIP_LEFT + side, y), **style)
+    for row, (kind, words) in enumerate(
+        (
+            (PREFIX, "prefix: sees the whole prefix, in both directions"),
+            (RESPONSE, "response: sees the prefix and what came before"),
+        )
+    ):
+        page.cell(STRIP_LEFT, mask_top + side + 0.12 + row * 0.2, kind[0])
+        page.text(STRIP_LEFT + 0.25, mask_top + side + 0.12 + row * 0.2 + CELL / 2, words, 7)
 
 
 def main() -> None:

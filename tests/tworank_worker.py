@@ -33,7 +33,7 @@ from training.adam_atan2 import AdamATan2
 from training.checkpoint import Progress, RunDirectory, training_state
 from training.distributed import World, shard_model, start_world, stop_world
 
-PACKING = RowPacking(64, num_replicas=2, drop_last_batch=True, target_only=True)
+PACKING = RowPacking(256, num_replicas=2, drop_last_batch=True, target_only=True)
 NUM_SLOTS = 64
 LR, EMA = 5e-4, 0.9
 BFLOAT16_NETS = ("hrm", "transformer")
@@ -79,9 +79,6 @@ def state_tensors(model: LanguageModel, optimizer: AdamATan2) -> dict[str, Tenso
 
 def try_collectives(outbox: Path, world: World) -> None:
     total = world.sum(torch.tensor([1, 10 * world.rank]))
-    order = outbox / "order.txt"
-    with world.main_first(), order.open("a") as file:
-        file.write(f"{world.rank}\n")
     text = world.broadcast(GREETING if world.is_main else "")
     empty = world.broadcast("" if world.is_main else "not this")
     (outbox / f"world.rank{world.rank}.txt").write_text(repr((total.tolist(), text, empty)))

@@ -169,8 +169,9 @@ def _unfit_key(key: str, *, net: str) -> str:
 def unknown_key(key: str, known: Iterable[str] | None = None) -> str:
     """An error text that names the nearest legal key."""
     known = [*legal_keys(), *GROUPS] if known is None else list(known)
-    # What people type is often the last part alone: hidden_size, size.
-    spellings = {spelling: full for full in known for spelling in (full, _last_part(full))}
+    # What people type is often a part alone: hidden_size, size, arch.
+    spellings = {_last_part(full): full for full in reversed(known)}
+    spellings |= {"arch": "arch/net@arch or arch/size@arch"} | {full: full for full in known}
     nearest = difflib.get_close_matches(key, spellings, n=1, cutoff=0.6)
     hint = f"did you mean {spellings[nearest[0]]}?" if nearest else "see python pretrain.py --help"
     return f"unknown key {key!r}; {hint}"
