@@ -34,6 +34,12 @@ class RowPacking:
     num_replicas: int  # rows of a global batch, one for each rank
     drop_last_batch: bool  # leave out the global batch that reaches the end of the epoch
     target_only: bool  # score responses only, and not instructions too
+    micro_batch_size: int | None = None  # tokens; rows are split into batches of at most that
+
+    @property
+    def batch_tokens(self) -> int:
+        """T: tokens of one batch as the model sees it, padding included."""
+        return min(self.micro_batch_size or self.batch_max_length, self.batch_max_length)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +126,8 @@ class RowCounts(NamedTuple):
     global_num_scored: int
     global_num_tokens: int
     next_cursor: int
+    micro_index: int
+    num_micro: int
 
 
 class EpochReader:
@@ -179,7 +187,7 @@ def _columns(*columns: IntArray) -> Int64s:
 def _stretches(starts: Int64s, lens: Int64s) -> Int64s:
     """start, start + 1, ... of each stretch of the given length, one stretch after another."""
     ends = lens.cumsum()
-    return np.arange(ends[-1]) + np.repeat(starts - (ends - lens), lens)
+    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - lens), lens)
 
 
 class PrefixLMDataset(IterableDataset[PackedBatch]):
@@ -199,7 +207,7 @@ class PrefixLMDataset(IterableDataset[PackedBatch]):
         data.require_epochs(epoch + 1)
         self.data, self.packing, self.num_slots = data, packing, num_slots
         self.epoch, self.cursor, self.rank = epoch, cursor, rank
-        self.row_size = 3 * (packing.batch_max_length + num_slots)
+        self.row_size = 3 * (packing.batch_tokens + num_slots)
 
     def __iter__(self) -> Iterator[PackedBatch]:
         fresh_rows = (np.empty(self.row_size, np.int32) for _ in itertools.count())
@@ -224,20 +232,22 @@ class PrefixLMDataset(IterableDataset[PackedBatch]):
             drop_last_batch=packing.drop_last_batch,
             cursor=self.cursor,
         )
-        for part, row in zip(sampler, rows, strict=False):
-            num_scored = reader.fill(RowArrays.within(row, self.num_slots), part.indices)
+        rows = iter(rows)
+        for part in sampler.in_micro_rows(packing.batch_tokens):
             global_num_scored = reader.count_scored(part.start_cursor, part.next_cursor)
             consumed = lengths[part.start_cursor : part.next_cursor]
-            yield (
-                row,
-                RowCounts(
-                    num_seqs=len(part.indices),
-                    num_scored=num_scored,
+            for micro_index, indices in enumerate(part.rows):
+                row = next(rows)
+                counts = RowCounts(
+                    num_seqs=len(indices),
+                    num_scored=reader.fill(RowArrays.within(row, self.num_slots), indices),
                     global_num_scored=global_num_scored,
                     global_num_tokens=int(consumed.sum(dtype=np.int64)),
                     next_cursor=part.next_cursor,
-                ),
-            )
+                    micro_index=micro_index,
+                    num_micro=len(part.rows),
+                )
+                yield row, counts
 
     def batch(self, row: Int32s, counts: RowCounts) -> PackedBatch:
         """The batch that `row` holds; its tokens, labels and positions share the row's memory."""
@@ -256,4 +266,6 @@ class PrefixLMDataset(IterableDataset[PackedBatch]):
             global_num_scored=counts.global_num_scored,
             global_num_tokens=counts.global_num_tokens,
             next_cursor=counts.next_cursor,
+            micro_index=counts.micro_index,
+            num_micro=counts.num_micro,
         )

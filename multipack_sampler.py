@@ -12,6 +12,8 @@ first" (LPT) fits into `rows` rows of `width` tokens. Two bounds spare nearly al
 
 The second holds for any part of what it holds for, so where the largest number within the first
 bound meets it, the bisection must end there. One radix sort of the window serves every run.
+
+Longer than other files: compiled functions of one algorithm, which reads best in one place.
 """
 
 from __future__ import annotations
@@ -50,6 +52,15 @@ class EpochCount:
     max_row_examples: int  # the largest number of examples in any row of any rank
     final_cursor: int  # examples consumed by the last global batch
     filled_tokens: int  # tokens in all rows, padding excluded
+
+
+@dataclass(frozen=True, slots=True)
+class MicroRows:
+    """One rank's row of a global batch, split into shorter rows; as many on every rank."""
+
+    rows: tuple[NDArray[np.int64], ...]  # the examples of each; the last ones may be empty
+    start_cursor: int
+    next_cursor: int
 
 
 class MultipackSampler:
@@ -92,6 +103,30 @@ class MultipackSampler:
             if used < self.num_replicas or (self.drop_last_batch and stop == len(self.lengths)):
                 return
             yield RankRow(indices, start, stop)
+            start = stop
+
+    def in_micro_rows(self, width: int) -> Iterator[MicroRows]:
+        """The same global batches, each row packed first-fit into micro rows of `width` tokens.
+
+        Every rank makes as many micro rows as the rank that needs most. ValueError for an example
+        longer than `width`.
+        """
+        longest = int(self.lengths.argmax())
+        if self.lengths[longest] > width:
+            raise ValueError(
+                f"example {longest} takes {self.lengths[longest]} tokens, more than "
+                f"micro_batch_size={width}; make micro batches at least that long"
+            )
+        start = self.cursor
+        while start < len(self.lengths):
+            indices, bins, num_bins, used = _micro_rows(
+                self.lengths, start, (self.num_replicas, self.batch_max_length), self.rank, width
+            )
+            stop = start + used
+            if used < self.num_replicas or (self.drop_last_batch and stop == len(self.lengths)):
+                return
+            rows = tuple(indices[bins == number] for number in range(num_bins))
+            yield MicroRows(rows, start, stop)
             start = stop
 
 
@@ -276,6 +311,35 @@ def _rank_row(
         indices[count] = start + offset
         count += offset < used and row_of[position] == rank
     return indices[:count].copy(), used
+
+
+@njit(cache=True, nogil=True)
+def _micro_rows(
+    lengths: Int32s, start: int, shape: tuple[int, int], rank: int, micro_width: int
+) -> tuple[NDArray[np.int64], Int32s, int, int]:
+    """One rank's examples of the next global batch, their micro rows (first-fit, in the order in
+    which the row was filled), the largest number of micro rows of any rank, and examples used."""
+    rows, width = shape
+    keys, row_of, used = _pack_window(lengths, start, rows, width)
+    loads = np.zeros((rows, len(keys) + 1), np.int64)
+    num_bins = np.ones(rows, np.int64)
+    indices = np.empty(len(keys), np.int64)
+    bins = np.empty(len(keys), np.int32)
+    count = 0
+    for position in range(len(keys) - 1, -1, -1):
+        offset = keys[position] & OFFSET_MASK
+        if offset >= used:
+            continue
+        row, length = row_of[position], keys[position] >> OFFSET_BITS
+        number = 0
+        while loads[row, number] + length > micro_width:
+            number += 1
+        loads[row, number] += length
+        num_bins[row] = max(num_bins[row], number + 1)
+        if row == rank:
+            indices[count], bins[count] = start + offset, number
+            count += 1
+    return indices[:count], bins[:count], num_bins.max(), used
 
 
 @njit(cache=True, nogil=True)

@@ -162,8 +162,8 @@ def set_up(config: RunConfig, notes: list[str], world: World) -> tuple[Run, Prog
     config, reason = resolve_run(config, world)
     directory = RunDirectory(Path(str(config.checkpoint_path)), world)
     say(world, f"run         {directory.path} ({reason})", *notes)
-    if is_finished(directory, config.epochs):
-        say(world, f"finished already: {config.epochs} epochs; new_run=true starts another run")
+    if not config.new_run and is_finished(directory, config.epochs):
+        say(world, f"finished already: {config.epochs} epochs; another run_name starts another run")
         return None
     chosen = recorded_choices(directory.path)
     threads, threads_reason = set_threads(config.num_threads or chosen.get("threads"))

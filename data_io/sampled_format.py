@@ -227,7 +227,8 @@ class SampledData:
 
     def check_ids(self, ids: IntArray, where: str) -> None:
         """Refuses ids outside the tokenizer's vocabulary; free where their type admits none."""
-        if np.iinfo(ids.dtype).min == 0 and np.iinfo(ids.dtype).max < self.metadata.id_limit:
+        fits = np.iinfo(ids.dtype).min == 0 and np.iinfo(ids.dtype).max < self.metadata.id_limit
+        if fits or not len(ids):
             return
         low, high = int(ids.min()), int(ids.max())
         if low < 0 or high >= self.metadata.id_limit:

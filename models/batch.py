@@ -79,7 +79,7 @@ class PackedLayout:
 
 @dataclass(frozen=True, slots=True)
 class PackedBatch:
-    """One rank's row of a global batch."""
+    """One rank's row of a global batch, or one of the micro-batches that it is split into."""
 
     tokens: Tensor  # [T] int32; 0 in padding
     labels: Tensor  # [T] int32; IGNORE_LABEL where nothing is scored
@@ -90,6 +90,8 @@ class PackedBatch:
     global_num_scored: int  # the same over all ranks
     global_num_tokens: int  # tokens of all ranks, without padding
     next_cursor: int  # examples of the epoch consumed once this global batch is done
+    micro_index: int = 0  # which of the row's micro-batches this is
+    num_micro: int = 1  # how many there are, on every rank
 
     def map_vectors(self, function: Callable[[Tensor], Tensor]) -> PackedBatch:
         """The same batch with `function` applied to what the model reads; host data stays."""

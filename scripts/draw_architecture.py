@@ -1,15 +1,14 @@
-"""Draws docs/nets.svg (the order of every net, from its record) and docs/step.svg (one step).
+"""Draws docs/nets.svg (the order of every net) and docs/step.svg (one training step).
 
-    python scripts/draw_architecture.py [--output docs]
+    python scripts/draw_architecture.py
 
 Orders, gradients, layer counts and the attention mask come from the code; words are written here.
 """
 
 from __future__ import annotations
 
-import argparse
+import re
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,11 @@ import matplotlib
 import torch
 import yaml
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyBboxPatch, Rectangle
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from matplotlib.path import Path as Outline
 from pydantic import TypeAdapter
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from models import ArchConfig
 from models.attention.dense import prefix_lm_mask
@@ -29,18 +28,18 @@ from models.batch import PackedLayout
 from models.hrm import HRMConfig
 from models.transformer import Application, NetConfig
 
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG = ROOT / "config/arch"
+NETS, SIZE = ("hrm", "trm", "trm_match_recurrence", "rins", "ut", "transformer"), "XL"
 INK, MUTED, FAINT, PANEL, LINK = "#1f2933", "#66717c", "#b4bdc6", "#f5f6f8", "#2b659b"
-COLORS = {  # with gradient, without
-    "H stack": ("#c0591d", "#fbebdf"),
-    "L stack": ("#2b659b", "#e3edf6"),
-    "the only stack": ("#4a7c59", "#e6f0e8"),
-}
-PREFIX, RESPONSE, PADDING = ("#6d5a9c", "#e9e5f2"), ("#23857a", "#dcefec"), ("#8b949e", "#e9ebee")
-
-NETS = ("hrm", "trm", "trm_match_recurrence", "rins", "ut", "transformer")
-SIZE = "XL"
-LEFT, LAYER, COLUMNS = 2.8, 4.6 / 128, (8.25, 8.82, 9.4)  # inches; LAYER: width of one
-BOX, LANE, ROW = 0.27, 0.46, 0.3  # heights: a box, lane to lane, between rows
+STACKS = {"H stack": "#c0591d", "L stack": "#2b659b", "the only stack": "#4a7c59"}
+PREFIX, RESPONSE, PADDING, PALE = "#6d5a9c", "#23857a", "#66717c", 0.14  # PALE: opacity
+ARROW = {"arrowstyle": "-|>,head_width=0.2,head_length=0.4", "mutation_scale": 10, "linewidth": 1}
+# In inches. Nets: left edge, one layer, columns; a box, lane to lane, row to row.
+LEFT, LAYER, COLUMNS, BOX, LANE, ROW = 2.8, 4.6 / 128, (8.22, 8.78, 9.31), 0.26, 0.42, 0.89
+FLOW_LEFT, FLOW_TOP, FLOW_WIDTH, FLOW_HEIGHT, FLOW_STEP = 0.68, 0.25, 3.9, 0.66, 0.96
+PREFIX_LENS, CAUSAL_LENS, ROW_TOKENS = (4, 3, 2), (4, 2, 1), 18
+CELL, STRIP_LEFT, STRIP_TOP, STRIP_STEP = 0.182, 6.0, 1.0, 0.23
 
 # title | files, then what happens | what goes on to the next
 FLOW = """
@@ -63,9 +62,6 @@ a checkpoint, written aside and published by rename |
 MetricsLogger | training/telemetry.py
 adds sums up; metrics.jsonl, progress bar |
 """
-FLOW_LEFT, FLOW_TOP, FLOW_WIDTH, FLOW_HEIGHT, FLOW_STEP = 0.72, 0.25, 4.0, 0.66, 0.96
-PREFIX_LENS, CAUSAL_LENS, ROW_TOKENS = (4, 3, 2), (4, 3, 2), 20
-CELL, STRIP_LEFT, STRIP_TOP = 0.155, 6.12, 0.98
 
 
 class Page:
@@ -73,8 +69,7 @@ class Page:
 
     def __init__(self, width: float, height: float) -> None:
         self.figure = Figure(figsize=(width, height), facecolor="white")
-        self.axes = self.figure.add_axes((0, 0, 1, 1))
-        self.axes.set(xlim=(0, width), ylim=(height, 0))
+        self.axes = self.figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
         self.axes.axis("off")
 
     def text(self, x: float, y: float, words: str, size: float = 8, **style: Any) -> None:
@@ -82,237 +77,180 @@ class Page:
         self.axes.text(x, y, words, size=size, **style)
 
     def box(self, x: float, y: float, width: float, height: float, **style: Any) -> None:
-        style = {"facecolor": "white", "edgecolor": INK, "linewidth": 0.9, "zorder": 3, **style}
-        rounding = "round,pad=0,rounding_size=0.05"
-        self.axes.add_patch(FancyBboxPatch((x, y), width, height, boxstyle=rounding, **style))
+        style = {"facecolor": "white", "edgecolor": INK, "linewidth": 0.9, "zorder": 2, **style}
+        shape = FancyBboxPatch((x, y), width, height, "round,pad=0,rounding_size=0.05", **style)
+        self.axes.add_patch(shape)
 
-    def cell(self, x: float, y: float, color: str, words: str = "") -> None:
-        style = {"facecolor": color, "edgecolor": "white", "linewidth": 0.8, "zorder": 3}
-        self.axes.add_patch(Rectangle((x, y), CELL, CELL, **style))
-        self.text(x + CELL / 2, y + CELL / 2, words, 6, ha="center")
+    def cells(self, xs: list[float], ys: list[float], colors: Any, words: Any = ()) -> None:
+        """Squares with these upper left corners, and what stands in them."""
+        xs, ys = [x + CELL / 2 for x in xs], [y + CELL / 2 for y in ys]
+        self.axes.scatter(xs, ys, (72 * CELL - 0.8) ** 2, colors, marker="s", lw=0, zorder=3)
+        for x, y, word in zip(xs, ys, words, strict=False):
+            self.text(x, y, word, 6.2, ha="center")
 
-    def dot(self, x: float, y: float, *, is_full: bool) -> None:
-        fill, edge = (INK, INK) if is_full else ("white", FAINT)
-        self.axes.plot(x, y, "o", markersize=5, color=fill, markeredgecolor=edge, zorder=5)
-
-    def line(self, *points: tuple[float, float], color: str = INK, **style: Any) -> None:
-        xs, ys = [x for x, _ in points], [y for _, y in points]
-        self.axes.plot(xs, ys, color=color, **{"linewidth": 1, "zorder": 1, **style})
-
-    def arrow(self, *points: tuple[float, float], color: str = INK, zorder: int = 1) -> None:
-        """A line through `points` with a head at the last; its last stretch is axis-parallel."""
-        (x0, y0), (x, y) = points[-2:]
-        dx, dy = (x > x0) - (x < x0), (y > y0) - (y < y0)
-        neck_x, neck_y, half = x - 0.07 * dx, y - 0.07 * dy, 0.034
-        self.line(*points[:-1], (neck_x, neck_y), color=color, zorder=zorder)
-        xs, ys = (neck_x - half * dy, neck_x + half * dy), (neck_y - half * dx, neck_y + half * dx)
-        self.axes.fill([x, *xs], [y, *ys], color=color, linewidth=0, zorder=zorder)
+    def arrow(self, *points: tuple[float, float], **style: Any) -> None:
+        style = {**ARROW, "color": INK, "zorder": 1, **style}
+        self.axes.add_patch(FancyArrowPatch(path=Outline(points), **style))
 
     def save(self, path: Path) -> None:
         with matplotlib.rc_context({"svg.fonttype": "path", "svg.hashsalt": path.name}):
             self.figure.savefig(path, metadata={"Date": None, "Creator": None})
-        print(f"{path}  {path.stat().st_size / 1000:.0f} kB")
-
-
-def read_net(name: str) -> NetConfig:
-    """The published setting of a net, as deep as the published model and otherwise tiny."""
-    net = yaml.safe_load((ROOT / f"config/arch/net/{name}.yaml").read_text())
-    size = yaml.safe_load((ROOT / f"config/arch/size/{SIZE}.yaml").read_text())
-    tiny = {"n_layers": size["n_layers"], "hidden_size": 8, "num_heads": 1}
-    return TypeAdapter(ArchConfig).validate_python({**net, **tiny})
+        unneeded = r"(?<=\.\d{3})\d+|(?<=\n) +| clip-path=\"[^\"]*\""
+        path.write_text(re.sub(unneeded, "", path.read_text()).replace("DejaVuSans", "D"))
 
 
 def draw_nets() -> Page:
-    """One row a net; two for HRM, whose gradient reaches further back as training goes on."""
-    page = Page(9.8, 6.75)
+    """One row a net in its published setting; two for HRM, whose gradient reaches further later."""
+    page, y = Page(9.7, 7.02), 1.42
     draw_legend(page)
-    y = 1.45
-    for config in map(read_net, NETS):
+    n_layers = yaml.safe_load((CONFIG / f"size/{SIZE}.yaml").read_text())["n_layers"]
+    for name in NETS:
+        net = yaml.safe_load((CONFIG / f"net/{name}.yaml").read_text())
+        net |= {"n_layers": n_layers, "hidden_size": 8, "num_heads": 1}
+        config: NetConfig = TypeAdapter(ArchConfig).validate_python(net)
         cycles = [f"{k} {v}" for k, v in config if k.endswith("cycles") and "bp" not in k]
         variants: dict[int | None, str] = {None: ", ".join(cycles)}
         if isinstance(config, HRMConfig):
-            late = f"after {config.bp_warmup_ratio:.0%} of the steps"
-            start, end = config.bp_min_steps, config.bp_max_steps
-            variants = {start: f"bp {start}, at the start", end: f"bp {end}, {late}"}
+            start, end, share = config.bp_min_steps, config.bp_max_steps, config.bp_warmup_ratio
+            variants = {start: "bp {}, at the start", end: f"bp {{}}, after {share:.0%} of steps"}
         for backprop_steps, caption in variants.items():
             order = list(config.applications(backprop_steps))
-            page.text(0.25, y, config.name, 9, weight="bold")
-            page.text(0.25, y + 0.19, caption, 7.5, color=MUTED)
-            layers = [config.stacks()[application.stack].n_layers for application in order]
-            stored = " + ".join(str(stack.n_layers) for stack in config.stacks().values())
-            trained = sum(n for n, a in zip(layers, order, strict=True) if a.keeps_gradient)
-            for x, cell in zip(COLUMNS, (stored, sum(layers), trained), strict=True):
-                page.text(x, y, str(cell), 8.5, ha="center")
-            y = draw_order(page, config, order, y) + BOX + ROW
+            draw_order(page, config, order, y)
+            page.text(0.25, y, name, 9, weight="bold")
+            page.text(0.25, y + 0.19, caption.format(backprop_steps), 7.5, color=MUTED)
+            stacks = config.stacks()
+            layers = [(stacks[a.stack].n_layers, a.keeps_gradient) for a in order]
+            stored = " + ".join(str(stack.n_layers) for stack in stacks.values())
+            counts = (stored, sum(n for n, _ in layers), sum(n for n, keeps in layers if keeps))
+            for x, count in zip(COLUMNS, counts, strict=True):
+                page.text(x, y, str(count), 8.5, ha="center")
+            y += ROW
     return page
 
 
 def draw_legend(page: Page) -> None:
     """What colours and lines mean, and the heads of the columns."""
-    for x, (words, colors) in zip((0.25, 1.4, 2.55), COLORS.items(), strict=True):
-        for offset, color in zip((0, 0.21), colors, strict=True):
-            page.box(x + offset, 0.2, 0.17, 0.17, facecolor=color, edgecolor=colors[0])
+    for x, (words, color) in zip((0.25, 1.4, 2.55), STACKS.items(), strict=True):
+        page.box(x, 0.2, 0.17, 0.17, facecolor=color, edgecolor=color)
+        page.box(x + 0.21, 0.2, 0.17, 0.17, facecolor=(color, PALE), edgecolor=color)
         page.text(x + 0.47, 0.285, words)
-    page.text(4.3, 0.285, "strong: carries gradient, pale: does not")
-    for x, words, color in ((0.25, "gradient flows back", INK), (2.0, "it does not", FAINT)):
+    for x, words, color in ((0.25, "gradient flows back", INK), (2.55, "it does not", FAINT)):
         page.arrow((x, 0.58), (x + 0.38, 0.58), color=color)
         page.text(x + 0.47, 0.58, words)
-    for x, words, is_full in ((4.3, "gradient reaches x", True), (5.9, "it does not", False)):
-        page.dot(x + 0.05, 0.58, is_full=is_full)
-        page.text(x + 0.17, 0.58, words)
-    page.text(LEFT, 1.0, "one forward pass, left to right; width: layers", 7.5, color=MUTED)
-    page.text(COLUMNS[1], 0.83, f"layers, size {SIZE}", 7.5, color=MUTED, ha="center")
+    page.text(4.55, 0.285, "strong: carries gradient; pale: runs without")
+    page.text(4.55, 0.58, "x: the embedded tokens; init: a fixed vector")
+    page.text(LEFT, 0.98, "one forward pass, left to right; width: layers", 7.5, color=MUTED)
+    page.text(COLUMNS[1], 0.8, f"layers (size {SIZE})", 7.5, color=MUTED, ha="center")
     for x, words in zip(COLUMNS, ("stored", "applied", "gradient"), strict=True):
-        page.text(x, 1.0, words, 7.5, color=MUTED, ha="center")
-    page.line((0.25, 1.13), (9.6, 1.13), color=FAINT, linewidth=0.6)
+        page.text(x, 0.98, words, 7.5, color=MUTED, ha="center")
+    page.arrow((0.25, 1.1), (9.55, 1.1), color=FAINT, arrowstyle="-")
 
 
-@dataclass(frozen=True, slots=True)
-class State:
-    """Where a state of the recurrence begins on the page."""
+def draw_order(page: Page, config: NetConfig, order: list[Application], y: float) -> None:
+    """Draws a net's applications, the upper lane at `y`.
 
-    y: float
-    start: float
-    has_gradient: bool
-
-
-def draw_order(page: Page, config: NetConfig, order: list[Application], y: float) -> float:
-    """Draws a net's applications, the upper lane at `y`; returns where its lowest lane is.
-
-    There are two lanes: what began as x, and what began as z_L_init. An application stands on the
-    lane of the state that it refines, which it reads first; an arrow from the other lane brings
-    the state that is added.
+    Of the two lanes one began as x, the other as z_L_init. An application stands on the lane of
+    the state that it reads first and refines; what it adds comes from the other lane.
     """
-    begin = LEFT - 0.1
-    states = {"x": State(y, begin, True), "z_L_init": State(y + LANE, begin, False)}
-    names: dict[float, list[str]] = {}  # of the states that are read, by lane
-    reaches_x, done, right = False, LEFT, LEFT
+    begin, end, own = LEFT - 0.1, LEFT, y
+    # of each state: the lane, where its line begins, whether it has a gradient
+    states = {"x": (y, begin, True), "z_L_init": (y + LANE, begin, False)}
+    drawn: dict[tuple[str, float, bool], float] = {}  # how far a state's line has come
+    read: dict[float, list[str]] = {}  # states by lane
     for application in order:
-        width = config.stacks()[application.stack].n_layers * LAYER
-        left, right = done + 0.06, done + width - 0.06
-        own = states[application.reads[0]].y
+        left, end = end + 0.06, end + config.stacks()[application.stack].n_layers * LAYER
+        middle, right = (left + end - 0.06) / 2, end - 0.06
+        own, keeps = states[application.reads[0]][0], application.keeps_gradient
         for name in application.reads:
-            state = states[name]
-            flows = application.keeps_gradient and state.has_gradient
-            reaches_x |= flows and name == "x"
-            points = [(state.start, state.y), (left, own)]
-            if state.y != own:
-                middle, edge = (left + right) / 2, own + BOX / 2 * (1 if state.y > own else -1)
-                points[1:] = [(middle, state.y), (middle, edge)]
-            page.arrow(*points, color=INK if flows else FAINT, zorder=2 if flows else 1)
-            names.setdefault(state.y, []).append(name)
-        states[application.writes] = State(own, right, application.keeps_gradient)
-        draw_box(page, config, application, (left, right, own))
-        done += width
-    page.arrow((right, states[order[-1].writes].y), (done + 0.16, states[order[-1].writes].y))
-    page.text(done + 0.2, states[order[-1].writes].y, "head", 7.5, color=MUTED)
-    for lane, read in names.items():
-        words = " = ".join(f"${name}$" for name in reversed(dict.fromkeys(read)))
-        page.text(begin - 0.09, lane, words.replace("$z_L_init$", "init"), 8, ha="right")
-        page.dot(begin, lane, is_full=lane == y and reaches_x)
-    return max(names)
-
-
-def draw_box(
-    page: Page, config: NetConfig, application: Application, place: tuple[float, float, float]
-) -> None:
-    left, right, y = place
-    letter = application.stack[0] if len(config.stacks()) > 1 else ""
-    strong, pale = COLORS[f"{letter} stack" if letter else "the only stack"]
-    fill, ink = (strong, "white") if application.keeps_gradient else (pale, strong)
-    page.box(left, y - BOX / 2, right - left, BOX, facecolor=fill, edgecolor=strong)
-    page.text((left + right) / 2, y, letter, 9, color=ink, ha="center", weight="bold")
+            lane, start, has_gradient = states[name]
+            line = (name, start, keeps and has_gradient)
+            points = [(drawn.get(line, start), lane), (left, own)]
+            if lane != own:
+                edge = own + BOX / 2 * (1 if lane > own else -1)
+                points[1:] = [(middle, lane), (middle, edge)]
+            page.arrow(*points, color=INK if line[2] else FAINT, zorder=1 + line[2] / 2)
+            drawn[line] = points[1][0]
+            read.setdefault(lane, []).append(name)
+        letter = application.stack[0] if len(config.stacks()) > 1 else ""
+        color = STACKS[f"{letter} stack" if letter else "the only stack"]
+        fill, ink = (color, "white") if keeps else ((color, PALE), color)
+        page.box(left, own - BOX / 2, right - left, BOX, facecolor=fill, edgecolor=color)
+        page.text(middle, own, letter, 9, color=ink, ha="center", weight="bold")
+        states[application.writes] = (own, right, keeps)
+    page.arrow((end - 0.06, own), (end + 0.16, own))
+    page.text(end + 0.2, own, "head", 7.5, color=MUTED)
+    for lane, names in read.items():
+        words = " = ".join(f"${name}$" for name in reversed(dict.fromkeys(names)))
+        page.text(begin - 0.09, lane, words.replace("$z_L_init$", "init"), ha="right")
+        color = INK if ("x", begin, True) in drawn and lane == y else FAINT
+        page.axes.plot(begin, lane, "o", markersize=5, color=color)
 
 
 def draw_step() -> Page:
     """One training step from the sampled folder to the checkpoint, and a packed row."""
-    page = Page(9.8, 8.15)
+    page = Page(9.7, 7.9)
     lines = [[part.strip() for part in line.split("|")] for line in FLOW.strip().splitlines()]
-    *flow, logger = zip(lines[::2], lines[1::2], strict=True)
-    ys = [FLOW_TOP + number * FLOW_STEP for number in range(len(flow))]
-    middle, right = FLOW_LEFT + 0.45, FLOW_LEFT + FLOW_WIDTH
-    places = [*((FLOW_LEFT, y, FLOW_WIDTH) for y in ys), (6.5, ys[6], 3.05)]
-    for (x, y, width), ((title, files), (words, onward)) in zip(
-        places, [*flow, logger], strict=True
-    ):
+    ys = [FLOW_TOP + number * FLOW_STEP for number in range(len(lines) // 2 - 1)]
+    right, half, logger = FLOW_LEFT + FLOW_WIDTH, FLOW_HEIGHT / 2, 6.35
+    places = [*((FLOW_LEFT, y, FLOW_WIDTH) for y in ys), (logger, ys[6], 9.45 - logger)]
+    boxes = zip(places, lines[::2], lines[1::2], strict=True)
+    for (x, y, width), (title, files), (words, onward) in boxes:
         page.box(x, y, width, FLOW_HEIGHT)
         page.text(x + 0.12, y + 0.15, title, 9, weight="bold")
         page.text(x + 0.12, y + 0.34, words, 7.5)
         page.text(x + 0.12, y + 0.52, files, 7, family="DejaVu Sans Mono", color=LINK)
         if onward:
-            page.arrow((middle, y + FLOW_HEIGHT), (middle, y + FLOW_STEP))
-            page.text(middle + 0.12, y + (FLOW_HEIGHT + FLOW_STEP) / 2, onward, 7.5, color=MUTED)
-    half = FLOW_HEIGHT / 2
-    page.arrow(
-        (right, ys[4] + half), (4.97, ys[4] + half), (4.97, ys[6] + half), (6.5, ys[6] + half)
-    )
-    page.text(5.74, ys[6] + half - 0.11, "StepSums", 7.5, color=MUTED, ha="center")
+            page.arrow((x + 0.45, y + FLOW_HEIGHT), (x + 0.45, y + FLOW_STEP))
+            page.text(x + 0.57, y + (FLOW_HEIGHT + FLOW_STEP) / 2, onward, 7.5, color=MUTED)
+    loss, metrics, turn = ys[4] + half, ys[6] + half, right + 0.2
+    page.arrow((right, loss), (turn, loss), (turn, metrics), (logger, metrics))
+    page.text((turn + logger) / 2, metrics - 0.1, "StepSums", 7.5, color=MUTED, ha="center")
     for first, last, words in ((0, 1, "one worker process"), (2, 7, "every rank: pretrain.py")):
         top, bottom = ys[first], ys[last] + FLOW_HEIGHT
-        page.line((0.58, top), (0.52, top), (0.52, bottom), (0.58, bottom), color=MUTED)
-        page.text(0.34, (top + bottom) / 2, words, 8, ha="center", va="center", rotation=90)
-    page.line((right, ys[2] + half), (5.2, ys[2] + half), color=MUTED, linestyle=":")
+        corners = (0.54, top), (0.48, top), (0.48, bottom), (0.54, bottom)
+        page.arrow(*corners, color=MUTED, arrowstyle="-")
+        page.text(0.32, (top + bottom) / 2, words, ha="center", va="center", rotation=90)
+    page.arrow((right, ys[2] + half), (5, ys[2] + half), color=MUTED, arrowstyle="-", ls=":")
     draw_row(page)
     return page
 
 
 def draw_row(page: Page) -> None:
-    """A packed row: its tokens, positions and labels, and which token sees which."""
-    page.box(5.2, FLOW_TOP, 4.35, 5.25, edgecolor="none", facecolor=PANEL)
-    page.text(5.35, 0.45, "A packed row, and which token sees which", 9, weight="bold")
-    lens = list(zip(PREFIX_LENS, CAUSAL_LENS, strict=True))
-    layout = PackedLayout.from_lengths(*torch.tensor(lens).T, num_slots=len(lens))
-    columns: list[tuple[tuple[str, str], str, str, str]] = []  # colours, token, position, label
-    for number, (prefix_len, causal_len) in enumerate(lens):
+    """A packed row: its tokens, positions and labels, and the mask of its attention."""
+    page.box(5, FLOW_TOP, 4.45, 5.52, edgecolor="none", facecolor=PANEL)
+    page.text(5.15, FLOW_TOP + 0.22, "A packed row, and which token sees which", 9, weight="bold")
+    lens, colors = torch.tensor([PREFIX_LENS, CAUSAL_LENS]), list[str]()
+    strips: dict[str, list[str]] = {"tokens": [], "positions": [], "labels": []}
+    for number, (prefix_len, causal_len) in enumerate(lens.T.tolist()):
         words = [f"q{i + 1}" for i in range(prefix_len)] + [f"a{i + 1}" for i in range(causal_len)]
-        x = STRIP_LEFT + CELL * (len(columns) + len(words) / 2)
-        page.text(x, STRIP_TOP - 0.13, f"example {number + 1}", 7, color=MUTED, ha="center")
-        for position, (word, label) in enumerate(zip(words, [*words[1:], "end"], strict=True)):
-            kind = PREFIX if position < prefix_len else RESPONSE
-            columns.append(
-                (kind, word, str(position), label if position >= prefix_len - 1 else "·")
-            )
-    columns += [(PADDING, "", "0", "·")] * (ROW_TOKENS - len(columns))
-    mask_top = STRIP_TOP + 0.75
-    for row, words in enumerate(("tokens", "positions", "labels")):
-        y = STRIP_TOP + row * 0.21 + CELL / 2
-        page.text(STRIP_LEFT - 0.08, y, words, 7, color=MUTED, ha="right")
-    for at, (kind, *words) in enumerate(columns):
-        for row, word in enumerate(words):
-            color = "white" if row else kind[1]
-            page.cell(STRIP_LEFT + at * CELL, STRIP_TOP + row * 0.21, color, word)
-        page.cell(STRIP_LEFT - 1.4 * CELL, mask_top + at * CELL, kind[1], words[0])
-    side = ROW_TOKENS * CELL
-    page.axes.add_patch(Rectangle((STRIP_LEFT, mask_top), side, side, facecolor="white"))
-    for (at, sees), (kind, *_) in zip(
-        enumerate(prefix_lm_mask(layout, ROW_TOKENS).tolist()), columns, strict=True
-    ):
-        if any(sees):
-            x, y = STRIP_LEFT + sees.index(True) * CELL, mask_top + at * CELL
-            page.axes.add_patch(
-                Rectangle((x, y), sum(sees) * CELL, CELL, facecolor=kind[0], zorder=2)
-            )
-    for at in range(ROW_TOKENS + 1):
-        x, y, style = STRIP_LEFT + at * CELL, mask_top + at * CELL, {"color": PANEL, "zorder": 3}
-        page.line((x, mask_top), (x, mask_top + side), **style)
-        page.line((STRIP_LEFT, y), (STRIP_LEFT + side, y), **style)
-    for row, (kind, words) in enumerate(
-        (
-            (PREFIX, "prefix: sees the whole prefix, in both directions"),
-            (RESPONSE, "response: sees the prefix and what came before"),
-        )
-    ):
-        page.cell(STRIP_LEFT, mask_top + side + 0.12 + row * 0.2, kind[0])
-        page.text(STRIP_LEFT + 0.25, mask_top + side + 0.12 + row * 0.2 + CELL / 2, words, 7)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Draws the pictures of the documentation.")
-    parser.add_argument("--output", type=Path, default=ROOT / "docs", help="folder")
-    output = parser.parse_args().output
-    draw_nets().save(output / "nets.svg")
-    draw_step().save(output / "step.svg")
+        x = STRIP_LEFT + CELL * (len(colors) + len(words) / 2)
+        page.text(x, STRIP_TOP - 0.12, f"example {number + 1}", 7, color=MUTED, ha="center")
+        colors += [PREFIX] * prefix_len + [RESPONSE] * causal_len
+        strips["tokens"] += words
+        strips["positions"] += map(str, range(len(words)))
+        strips["labels"] += [""] * (prefix_len - 1) + words[prefix_len:] + ["end"]
+    x = STRIP_LEFT + CELL * (ROW_TOKENS + len(colors)) / 2
+    page.text(x, STRIP_TOP - 0.12, "pad", 7, color=MUTED, ha="center")
+    pale = [(color, PALE) for color in colors + [PADDING] * (ROW_TOKENS - len(colors))]
+    xs = [STRIP_LEFT + at * CELL for at in range(ROW_TOKENS)]
+    for row, (name, words) in enumerate(strips.items()):
+        y = STRIP_TOP + row * STRIP_STEP
+        page.text(STRIP_LEFT - 0.1, y + CELL / 2, name, 7, color=MUTED, ha="right")
+        page.cells(xs, [y] * ROW_TOKENS, "white" if row else pale, words)
+    top, side = STRIP_TOP + 3 * STRIP_STEP + 0.1, ROW_TOKENS * CELL
+    ys = [top + at * CELL for at in range(ROW_TOKENS)]
+    page.cells([STRIP_LEFT - 0.1 - CELL] * ROW_TOKENS, ys, pale, strips["tokens"])
+    page.axes.barh(top, side, side, STRIP_LEFT, align="edge", color="white", zorder=2)
+    mask = prefix_lm_mask(PackedLayout.from_lengths(*lens, num_slots=lens.shape[1]), ROW_TOKENS)
+    for y, color, visible in zip(ys, colors, mask, strict=False):
+        seen = visible.nonzero().flatten().tolist()
+        page.cells([xs[at] for at in seen], [y] * len(seen), color)
+    y = top + side + 0.18
+    page.text(STRIP_LEFT, y, "prefix tokens see their whole prefix, both ways", 7.5, color=PREFIX)
+    page.text(STRIP_LEFT, y + 0.2, "response tokens see all that came before", 7.5, color=RESPONSE)
+    page.text(STRIP_LEFT, y + 0.4, "no label: not scored; padding sees nothing", 7.5, color=MUTED)
 
 
 if __name__ == "__main__":
-    main()
+    draw_nets().save(ROOT / "docs/nets.svg")
+    draw_step().save(ROOT / "docs/step.svg")

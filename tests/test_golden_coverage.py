@@ -20,7 +20,6 @@ AWAITING = {
     "data_io": "issue 6",
     "evaluation": "issue 5",
     "hf": "issue 4",
-    "checkpoint": "issue 4",
 }
 
 

@@ -11,17 +11,10 @@ import pytest
 import torch
 import yaml
 from net_cases import golden_net, read_case
+from run_cases import ALONE, by_our_names, whole_state
 from safetensors.torch import load_file
 from torch import Tensor
-from training_cases import (
-    ALONE,
-    StepRecord,
-    by_our_names,
-    golden_run,
-    set_weights,
-    train_recorded,
-    whole_state,
-)
+from training_cases import StepRecord, golden_run, set_weights, train_recorded
 
 from training.checkpoint import METADATA_FILE
 from training.export_format import parameter_name_from_reference

@@ -20,10 +20,11 @@ import torch
 import tworank_worker
 from golden_cases import golden_dirs
 from net_cases import NETS, read_case
+from run_cases import ALONE, by_our_names
 from safetensors.torch import load_file
 from source_tree import ROOT
 from torch import Tensor
-from training_cases import ALONE, BACKPROP_STEPS, by_our_names, train_rows
+from training_cases import BACKPROP_STEPS, train_rows
 from tworank_worker import rows_of, seeded_net, state_tensors
 
 from data_io.sampled_format import EpochIndex, TokenizerInfo

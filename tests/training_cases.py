@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import torch
+from run_cases import whole
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
-from torch.distributed.tensor import DTensor
 
 import pretrain
 from models.batch import PackedBatch
@@ -20,13 +19,11 @@ from models.hrm import HRMConfig
 from models.language_model import LanguageModel
 from models.loss import StepSums
 from training.adam_atan2 import AdamATan2
-from training.checkpoint import Progress, training_state
+from training.checkpoint import Progress
 from training.distributed import World
-from training.export_format import arch_from_reference, parameter_name_from_reference
+from training.export_format import arch_from_reference
 from training.schema import RunConfig
 
-CPU = torch.device("cpu")
-ALONE = World(rank=0, size=1, device=CPU)
 BACKPROP_STEPS = (1, 2, 5)  # of HRM in `train_rows`: the head alone, all but the embedding, all
 
 
@@ -46,27 +43,6 @@ class _EnoughError(Exception):
     pass
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor with the parts of all ranks, detached and copied."""
-    with torch.no_grad():
-        return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
-
-
-def whole_state(model: LanguageModel, optimizer: AdamATan2) -> dict[str, dict[str, Tensor]]:
-    """`training_state` with whole tensors; every rank calls it."""
-    state = training_state(model, optimizer)
-    return {kind: {name: whole(t) for name, t in part.items()} for kind, part in state.items()}
-
-
-def by_our_names(tensors: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
-    """Those of the original's tensors whose names begin with `prefix`, without it, by our names."""
-    return {
-        parameter_name_from_reference(name.removeprefix(prefix)): tensor
-        for name, tensor in tensors.items()
-        if name.startswith(prefix)
-    }
-
-
 def golden_run(
     case: Mapping[str, Any], folder: Path, checkpoint_path: Path, world: World
 ) -> tuple[pretrain.Run, Progress]:
@@ -83,9 +59,7 @@ def golden_run(
     return prepared
 
 
-def set_weights(
-    model: LanguageModel, optimizer: AdamATan2, weights: Mapping[str, Tensor]
-) -> None:
+def set_weights(model: LanguageModel, optimizer: AdamATan2, weights: Mapping[str, Tensor]) -> None:
     """Gives a run, sharded or not, other weights to start from, by our names and whole."""
     options = StateDictOptions(full_state_dict=True, strict=True)
     set_model_state_dict(model, dict(weights), options=options)

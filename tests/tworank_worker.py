@@ -12,17 +12,16 @@ from pathlib import Path
 
 import torch
 from net_cases import NETS, build, read_case
+from run_cases import by_our_names, whole_state
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from training_cases import (
     BACKPROP_STEPS,
     StepRecord,
-    by_our_names,
     golden_run,
     set_weights,
     train_recorded,
     train_rows,
-    whole_state,
 )
 
 from data_io.sampled_format import SampledData

@@ -13,7 +13,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from training.tensor_store import read_tensors, read_tensors_into, write_tensors
 CONFIG_FILE, METADATA_FILE = "all_config.yaml", "train_metadata.yaml"
 PROGRESS_FILE, DIGESTS_FILE = "progress.json", "digests.json"
 MODEL, EMA, OPTIMIZER = "model", "ema", "optimizer"
+_DAMAGED = "; the checkpoint is damaged, use another one"
 _NAME = re.compile(r"fsdp2_(epoch|step)_(\d+)")
 
 
@@ -55,17 +56,12 @@ class Checkpoint:
 
     def verify(self, *folders: str) -> None:
         """Compares the files of `folders` (all by default) with their digests; ValueError."""
-        digests = json.loads((self.path / DIGESTS_FILE).read_text())
-        for name, digest in digests.items():
-            if folders and name.split("/")[0] not in folders:
-                continue
-            file = self.path / name
-            if not file.is_file():
-                raise ValueError(f"{file} is missing; the checkpoint is damaged, use another one")
-            if _digest(file) != digest:
-                raise ValueError(
-                    f"{file} does not match its digest; the checkpoint is damaged, use another one"
-                )
+        digests = _read_digests(self.path)
+        for folder in folders or (MODEL, EMA, OPTIMIZER):
+            listed = {name for name in digests if name.startswith(f"{folder}/")}
+            there = {f"{folder}/{file.name}" for file in (self.path / folder).glob("*")}
+            for name in sorted(listed | there):
+                _require_digest(self.path, name, digests)
 
     def restore(self, model: nn.Module, optimizer: AdamATan2) -> None:
         """Loads weights and optimizer state in place, whatever world size they were saved at."""
@@ -118,13 +114,22 @@ class RunDirectory:
         self.world.barrier()
 
     def checkpoints(self) -> list[Checkpoint]:
-        """Complete checkpoints, the furthest last."""
-        found = []
-        for path in self.path.glob("fsdp2_*"):
-            if _NAME.fullmatch(path.name) and (path / DIGESTS_FILE).is_file():
-                found.append(read_checkpoint(path))
+        """Complete checkpoints, the furthest last; `damaged` tells of those left out."""
+        found = [each for each in self._read() if isinstance(each, Checkpoint)]
         # An epoch's checkpoint is written after the step's at the same step.
         return sorted(found, key=lambda c: (c.progress.step, c.progress.epoch))
+
+    def damaged(self) -> list[str]:
+        """Why published checkpoints cannot be told how far they are."""
+        return [str(each) for each in self._read() if isinstance(each, ValueError)]
+
+    def _read(self) -> Iterator[Checkpoint | ValueError]:
+        for path in sorted(self.path.glob("fsdp2_*")):
+            if _NAME.fullmatch(path.name) and (path / DIGESTS_FILE).is_file():
+                try:
+                    yield read_checkpoint(path)
+                except ValueError as error:
+                    yield error
 
     def save(
         self,
@@ -161,12 +166,16 @@ class RunDirectory:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """The checkpoint in a folder; ValueError or FileNotFoundError where there is none, whole."""
+    """The checkpoint in a folder; ValueError or FileNotFoundError where there is none, whole.
+
+    Its tensors are not looked at yet.
+    """
     if not (path / DIGESTS_FILE).is_file():
         raise FileNotFoundError(
             f"{path} is no complete checkpoint ({DIGESTS_FILE} is missing): it was not published, "
             "or is not one of ours; choose another"
         )
+    _require_digest(path, PROGRESS_FILE, _read_digests(path))
     try:
         record = json.loads((path / PROGRESS_FILE).read_text())
         log_state = record.pop("log_state")
@@ -186,11 +195,25 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def _merge_digests(staging: Path) -> None:
-    digests: dict[str, str] = {}
+    digests = {PROGRESS_FILE: _digest(staging / PROGRESS_FILE)}
     for part in sorted(staging.glob("digests.*.json")):
         digests |= json.loads(part.read_text())
         part.unlink()
     write_atomically(staging / DIGESTS_FILE, json.dumps(digests, indent=2))
+
+
+def _read_digests(path: Path) -> dict[str, str]:
+    try:
+        return dict(json.loads((path / DIGESTS_FILE).read_text()))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path / DIGESTS_FILE} cannot be read: {error}{_DAMAGED}") from None
+
+
+def _require_digest(path: Path, name: str, digests: Mapping[str, str]) -> None:
+    if not (path / name).is_file():
+        raise ValueError(f"{path / name} is missing{_DAMAGED}")
+    if digests.get(name) != _digest(path / name):
+        raise ValueError(f"{path / name} does not match its digest{_DAMAGED}")
 
 
 def _publish(staging: Path, target: Path) -> None:

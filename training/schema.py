@@ -126,10 +126,8 @@ def explain(error: ValidationError) -> str:
     for finding in error.errors(include_url=False):
         subject, rule = _broken_rule(finding)
         rules.setdefault(subject, []).append(rule)
-    return "\n".join(
-        (subject + " " + " or ".join(dict.fromkeys(broken))).strip()
-        for subject, broken in rules.items()
-    )
+    lines = [f"{subject} {' or '.join(dict.fromkeys(broken))}" for subject, broken in rules.items()]
+    return "\n".join(line.strip() for line in lines)
 
 
 def _broken_rule(finding: ErrorDetails) -> tuple[str, str]:
@@ -138,14 +136,10 @@ def _broken_rule(finding: ErrorDetails) -> tuple[str, str]:
     is_nested = finding["loc"][:1] in (("arch",), ("data",))
     path = [str(p) for i, p in enumerate(finding["loc"]) if not (i == 1 and p in _net_names())]
     key = ".".join(path if is_nested else path[:1])
-    value = (
-        str(finding["input"]).lower() if isinstance(finding["input"], bool) else finding["input"]
-    )
+    value = finding["input"]
     match finding["type"]:
         case "extra_forbidden":
-            return "", _unfit_key(key, net=str(finding["loc"][1])) if is_nested else unknown_key(
-                key
-            )
+            return (_misplaced_key if key in legal_keys() else unknown_key)(key), ""
         case "missing":
             return key, f"is required and has no value; give {key}=..."
         case "value_error":
@@ -154,16 +148,14 @@ def _broken_rule(finding: ErrorDetails) -> tuple[str, str]:
             return "arch.name", f"must be one of {', '.join(_net_names())}; give arch/net@arch=..."
     if value is None:
         return key, f"is not set; give {key}=..."
-    return f"{key}={value}", finding["msg"].replace("Input should", "must")
+    shown = str(value).lower() if isinstance(value, bool) else value
+    return f"{key}={shown}", finding["msg"].replace("Input should", "must")
 
 
-def _unfit_key(key: str, *, net: str) -> str:
-    """An error text for a key that is unknown, or belongs to other nets."""
-    field = key.removeprefix("arch.").split(".")[0]
-    owners = [tag for owner in _nets() if field in owner.model_fields for tag in _tags(owner)]
-    if not owners or key not in legal_keys():
-        return unknown_key(key)
-    return f"{key} is no setting of the net {net}, but of {', '.join(owners)}; leave it out"
+def _misplaced_key(key: str) -> str:
+    field = key.removeprefix("arch.")
+    owners = [name for net in _nets() if field in net.model_fields for name in _tags(net)]
+    return f"{key} is no setting of this net, but of {', '.join(owners)}; leave it out"
 
 
 def unknown_key(key: str, known: Iterable[str] | None = None) -> str:

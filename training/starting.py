@@ -62,16 +62,18 @@ def continue_run(
             "checkpoint_path, or leave new_run out to continue it"
         )
     notes = _differences(comparable(stored), comparable(wanted))
-    found = directory.checkpoints()
-    for checkpoint in reversed(found):
+    damaged = directory.damaged()
+    for checkpoint in reversed(directory.checkpoints()):
         try:
             checkpoint.restore(model, optimizer)
-        except ValueError as error:
-            if checkpoint is found[0]:
-                raise
-            notes.append(f"skipped {checkpoint.path.name}: {error}")
+        except (ValueError, OSError) as error:
+            damaged.append(str(error))
             continue
-        return checkpoint, notes
+        return checkpoint, [*notes, *(f"skipped a checkpoint: {reason}" for reason in damaged)]
+    if damaged:
+        raise ValueError(
+            f"{directory.path} has no checkpoint that can be continued from: {'; '.join(damaged)}"
+        )
     return None, [*notes, "no complete checkpoint yet: starts from the beginning"]
 
 
@@ -111,7 +113,10 @@ def choose_checkpoint(
     if step is not None:
         return read_checkpoint(run / f"fsdp2_step_{step}")
     alone = World(rank=0, size=1, device=torch.device("cpu"))
-    found = RunDirectory(run, alone).checkpoints()
+    directory = RunDirectory(run, alone)
+    if damaged := directory.damaged():
+        raise ValueError(f"{damaged[0]}; delete it, or name another by its epoch or step")
+    found = directory.checkpoints()
     if not found:
         raise FileNotFoundError(
             f"{run} holds no complete checkpoint (fsdp2_epoch_N or fsdp2_step_N); train it first, "

@@ -40,11 +40,20 @@ _ADMITTED = {
     "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
 }
 
+# What unpickling raises for files that are missing, cut, changed, or something else.
+_DAMAGED = (
+    *(OSError, EOFError, pickle.UnpicklingError, AttributeError, LookupError, TypeError),
+    *(MemoryError, OverflowError, RuntimeError, UnicodeDecodeError),
+)
+
 
 def write_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Writes this rank's parts; every rank of the run calls it with the same names."""
+    """Writes this rank's parts; every rank of the run calls it with the same names.
+
+    OSError on every rank where one of them could not write.
+    """
     writer = dcp.FileSystemWriter(folder, sync_files=True)
-    with _quiet():
+    with _quiet(), _plain_errors(OSError, f"{folder} cannot be written"):
         dcp.save(dict(tensors), storage_writer=writer, no_dist=_is_alone())
 
 
@@ -64,7 +73,7 @@ def read_tensors_into(folder: Path, tensors: Mapping[str, Tensor]) -> None:
                 f"{list(tensor.shape)}; the architecture or the vocabulary differs"
             )
     reader = _SafeReader(folder)
-    with _quiet():
+    with _quiet(), _plain_errors(ValueError, f"{folder} cannot be read"):
         dcp.load(
             dict(tensors), storage_reader=reader, planner=_TensorPlanner(), no_dist=_is_alone()
         )
@@ -72,23 +81,26 @@ def read_tensors_into(folder: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
     """All tensors of a folder, whole, on CPU; on this process alone."""
-    metadata = _SafeReader(folder).read_metadata()
-    tensors = {
-        name: torch.empty(entry.size, dtype=entry.properties.dtype)
-        for name, entry in metadata.state_dict_metadata.items()
-        if isinstance(entry, TensorStorageMetadata)
-    }
-    with _quiet():
-        dcp.load(
-            tensors, storage_reader=_SafeReader(folder), planner=_TensorPlanner(), no_dist=True
-        )
+    reader = _SafeReader(folder)
+    entries = _tensor_entries(reader.read_metadata())
+    tensors = {name: torch.empty(size, dtype=dtype) for name, (size, dtype) in entries.items()}
+    with _quiet(), _plain_errors(ValueError, f"{folder} cannot be read"):
+        dcp.load(tensors, storage_reader=reader, planner=_TensorPlanner(), no_dist=True)
     return tensors
 
 
 def tensor_shapes(folder: Path) -> dict[str, torch.Size]:
     """Names and shapes of the tensors in a folder."""
-    entries = _SafeReader(folder).read_metadata().state_dict_metadata
-    return {k: v.size for k, v in entries.items() if isinstance(v, TensorStorageMetadata)}
+    entries = _tensor_entries(_SafeReader(folder).read_metadata())
+    return {name: size for name, (size, _) in entries.items()}
+
+
+def _tensor_entries(metadata: Metadata) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    return {
+        name: (entry.size, entry.properties.dtype)
+        for name, entry in metadata.state_dict_metadata.items()
+        if isinstance(entry, TensorStorageMetadata)
+    }
 
 
 class _MetadataUnpickler(pickle.Unpickler):
@@ -114,12 +126,11 @@ class _SafeReader(dcp.FileSystemReader):
         try:
             with path.open("rb") as file:
                 metadata = _MetadataUnpickler(file).load()
-        except (OSError, EOFError, pickle.UnpicklingError, AttributeError, IndexError) as error:
+            _tensor_entries(metadata)
+        except _DAMAGED as error:
             raise ValueError(
                 f"{path} cannot be read as a checkpoint's metadata: {error}"
             ) from error
-        if not isinstance(metadata, Metadata):
-            raise ValueError(f"{path} holds a {type(metadata).__name__}, not tensor metadata")
         if metadata.storage_meta is None:
             metadata.storage_meta = StorageMeta()
         metadata.storage_meta.load_id = str(uuid.uuid4())
@@ -131,6 +142,16 @@ class _TensorPlanner(dcp.DefaultLoadPlanner):
 
     def load_bytes(self, read_item: ReadItem, value: Any) -> None:
         raise ValueError(f"{read_item.dest_index.fqn} is no tensor; it is never loaded")
+
+
+@contextmanager
+def _plain_errors(kind: type[ValueError | OSError], message: str) -> Iterator[None]:
+    """The library's own exception is no Exception, and prints a traceback from each rank."""
+    try:
+        yield
+    except dcp.CheckpointException as error:
+        cause, _ = next(iter(error.failures.values()))
+        raise kind(f"{message}: {cause}") from error
 
 
 def _is_alone() -> bool:

@@ -1,0 +1,200 @@
+"""A run continues from its newest whole checkpoint, and starts from another run's weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from net_cases import NETS, tiny_config
+from run_cases import TinyRun, run_config, whole_state
+
+from training.checkpoint import CONFIG_FILE, METADATA_FILE, PROGRESS_FILE, Progress
+from training.starting import (
+    choose_checkpoint,
+    continue_run,
+    start_from,
+    stored_config,
+    stored_metadata,
+)
+
+
+def test_a_new_folder_has_nothing_to_continue(tmp_path: Path) -> None:
+    run = TinyRun(tmp_path / "run")
+    assert continue_run(run.directory, run.config, run.model, run.optimizer) == (None, [])
+
+
+def test_a_run_continues_from_its_furthest_checkpoint(tmp_path: Path) -> None:
+    run = TinyRun(tmp_path / "run").create()
+    run.save_steps(3, 6)
+    expected = whole_state(run.model, run.optimizer)
+    other = TinyRun(tmp_path / "run", seed=2)
+    checkpoint, notes = continue_run(run.directory, run.config, other.model, other.optimizer)
+    assert checkpoint is not None and checkpoint.progress.step == 6 and notes == []
+    found = whole_state(other.model, other.optimizer)
+    torch.testing.assert_close(found, expected, atol=0, rtol=0)
+
+
+def test_a_run_that_has_saved_nothing_yet_begins_anew(tmp_path: Path) -> None:
+    run = TinyRun(tmp_path / "run").create()
+    found, notes = continue_run(run.directory, run.config, run.model, run.optimizer)
+    assert (found, notes) == (None, ["no complete checkpoint yet: starts from the beginning"])
+
+
+@pytest.mark.parametrize("file", ["optimizer/.metadata", PROGRESS_FILE])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
+    tmp_path: Path, file: str
+) -> None:
+    run = TinyRun(tmp_path / "run").create()
+    run.save_steps(3)
+    expected = whole_state(run.model, run.optimizer)
+    run.save_steps(6)
+    (run.directory.path / "fsdp2_step_6" / file).write_bytes(b"{}")
+    checkpoint, notes = continue_run(run.directory, run.config, run.model, run.optimizer)
+    assert checkpoint is not None and checkpoint.path.name == "fsdp2_step_3"
+    (note,) = notes
+    assert note.startswith("skipped a checkpoint: ")
+    assert f"fsdp2_step_6/{file} does not match its digest" in note
+    found = whole_state(run.model, run.optimizer)
+    torch.testing.assert_close(found, expected, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("file", ["model/.metadata", PROGRESS_FILE])
+def test_a_run_whose_every_checkpoint_is_damaged_does_not_begin_anew(
+    tmp_path: Path, file: str
+) -> None:
+    run = TinyRun(tmp_path / "run").create()
+    for checkpoint in run.save_steps(3, 6):
+        (checkpoint.path / file).write_bytes(b"")
+    with pytest.raises(ValueError, match=r"no checkpoint that can be .*fsdp2_step_3.*fsdp2_step_6|"
+                       r"no checkpoint that can be .*fsdp2_step_6.*fsdp2_step_3"):  # fmt: skip
+        continue_run(run.directory, run.config, run.model, run.optimizer)
+
+
+def test_settings_that_differ_are_told_and_the_new_ones_count(tmp_path: Path) -> None:
+    run = TinyRun(tmp_path / "run").create()
+    run.save_steps(3)
+    changed = run_config(tmp_path / "run", lr=5e-4, weight_decay=0.0, num_threads=1, log_interval=7)
+    _, notes = continue_run(run.directory, changed, run.model, run.optimizer)
+    assert notes == ["lr: was 0.001, now 0.0005", "weight_decay: was 0.1, now 0.0"]
+    assert run.optimizer.param_groups[0]["lr"] == 1e-2  # the optimizer's settings are not loaded
+
+
+def test_another_architecture_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    run = TinyRun(tmp_path / "run").create()
+    run.save_steps(3)
+    path = tmp_path / "run"
+    for arch, told in (
+        (NETS["ut"], "name: was hrm, now ut"),
+        (tiny_config("hrm", rope_theta=500.0), "rope_theta: was 10000.0, now 500.0"),
+    ):
+        changed = run_config(path, arch=arch)
+        with pytest.raises(ValueError, match=f"holds another architecture.*{told}.*checkpoint_pa"):
+            continue_run(run.directory, changed, run.model, run.optimizer)
+        changed = run_config(tmp_path / "new", arch=arch, resume_from=str(path))
+        with pytest.raises(ValueError, match=f"holds another architecture.*{told}"):
+            start_from(changed, run.model, run.optimizer)
+
+
+def test_a_new_run_is_not_begun_where_one_already_is(tmp_path: Path) -> None:
+    run = TinyRun(tmp_path / "run").create()
+    config = run_config(tmp_path / "run", new_run=True)
+    with pytest.raises(ValueError, match="new_run=true, but .* already holds a run"):
+        continue_run(run.directory, config, run.model, run.optimizer)
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("precious")
+    run = TinyRun(tmp_path)
+    with pytest.raises(ValueError, match="holds something, but no run .all_config.yaml is missing"):
+        continue_run(run.directory, run.config, run.model, run.optimizer)
+
+
+def finished_run(path: Path) -> TinyRun:
+    """A run of two epochs."""
+    run = TinyRun(path).create()
+    for epoch in (1, 2):
+        run.step()
+        run.save(f"fsdp2_epoch_{epoch}", Progress(epoch, 0, 5 * epoch))
+    return run
+
+
+def test_another_run_s_weights_and_optimizer_state_are_taken(tmp_path: Path) -> None:
+    source = finished_run(tmp_path / "source")
+    expected = whole_state(source.model, source.optimizer)
+    run = TinyRun(tmp_path / "run", seed=2)
+    config = run_config(tmp_path / "run", resume_from=str(tmp_path / "source"))
+    told = start_from(config, run.model, run.optimizer)
+    assert "fsdp2_epoch_2 (weights, optimizer state)" in told
+    found = whole_state(run.model, run.optimizer)
+    torch.testing.assert_close(found, expected, atol=0, rtol=0)
+
+
+def test_another_run_s_averages_alone_are_taken(tmp_path: Path) -> None:
+    source = finished_run(tmp_path / "source")
+    averages = choose_checkpoint(tmp_path / "source", epoch=1).load_weights(use_ema=True)
+    run = TinyRun(tmp_path / "run", seed=2)
+    fresh = whole_state(run.model, run.optimizer)
+    config = run_config(
+        tmp_path / "run",
+        resume_from=str(tmp_path / "source"),
+        resume_epoch=1,
+        weights_only_resume_from_ema=True,
+    )
+    assert "fsdp2_epoch_1 (EMA weights)" in start_from(config, run.model, run.optimizer)
+    found = whole_state(run.model, run.optimizer)
+    expected = {"model": averages, "ema": averages, "optimizer": fresh["optimizer"]}
+    torch.testing.assert_close(found, expected, atol=0, rtol=0)
+    assert source.directory.damaged() == []
+
+
+def test_weights_are_not_taken_from_what_holds_none(tmp_path: Path) -> None:
+    run = TinyRun(tmp_path / "run")
+    config = run_config(tmp_path / "run", resume_from=str(tmp_path / "nowhere"))
+    with pytest.raises(FileNotFoundError, match="resume_from=.*nowhere is no run directory"):
+        start_from(config, run.model, run.optimizer)
+    without_average = TinyRun(tmp_path / "raw", ema=None).create()
+    without_average.save_steps(3)
+    config = run_config(
+        tmp_path / "run", resume_from=str(tmp_path / "raw"), weights_only_resume_from_ema=True
+    )
+    with pytest.raises(ValueError, match="fsdp2_step_3 holds no EMA weights; leave weights_only"):
+        start_from(config, run.model, run.optimizer)
+
+
+def test_a_checkpoint_is_chosen_by_epoch_by_step_or_as_the_newest(tmp_path: Path) -> None:
+    run = finished_run(tmp_path)
+    run.save("fsdp2_step_7", Progress(1, 4, 7))
+    assert choose_checkpoint(tmp_path).path.name == "fsdp2_epoch_2"
+    assert choose_checkpoint(tmp_path, epoch=1).progress == Progress(1, 0, 5)
+    assert choose_checkpoint(tmp_path, step=7).progress.cursor == 4
+    with pytest.raises(FileNotFoundError, match="fsdp2_epoch_3 is no complete checkpoint"):
+        choose_checkpoint(tmp_path, epoch=3)
+    (tmp_path / "fsdp2_epoch_2" / PROGRESS_FILE).write_text("{}")
+    with pytest.raises(ValueError, match="fsdp2_epoch_2.*delete it, or name another by its epoch"):
+        choose_checkpoint(tmp_path)
+    assert choose_checkpoint(tmp_path, epoch=1).progress.step == 5
+
+
+def test_a_run_without_checkpoints_has_none_to_choose(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="holds no complete checkpoint .*train it first"):
+        choose_checkpoint(TinyRun(tmp_path).create().directory.path)
+
+
+@pytest.mark.parametrize("text", ["a: [", "just text", "lr: 0.1", "arch: hrm", "\x00"])
+def test_a_file_that_is_no_configuration_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / CONFIG_FILE).write_text(text)
+    with pytest.raises(ValueError, match=f"{CONFIG_FILE} (cannot be read|holds no run's config)"):
+        stored_config(tmp_path)
+
+
+def test_the_data_record_is_checked(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=f"{METADATA_FILE} is missing"):
+        stored_metadata(tmp_path)
+    (tmp_path / METADATA_FILE).write_text("vocab_size: many")
+    with pytest.raises(ValueError, match=f"{METADATA_FILE} is no record of training data"):
+        stored_metadata(tmp_path)
+    (tmp_path / METADATA_FILE).write_text(
+        "{vocab_size: 256, max_seq_len: 32, total_length: 9, tokenizer_info: {}}"
+    )
+    assert stored_metadata(tmp_path).vocab_size == 256
