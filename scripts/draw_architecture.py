@@ -29,7 +29,6 @@ from models.hrm import HRMConfig
 from models.transformer import Application, NetConfig
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIG = ROOT / "config/arch"
 NETS, SIZE = ("hrm", "trm", "trm_match_recurrence", "rins", "ut", "transformer"), "XL"
 INK, MUTED, FAINT, PANEL, LINK = "#1f2933", "#66717c", "#b4bdc6", "#f5f6f8", "#2b659b"
 STACKS = {"H stack": "#c0591d", "L stack": "#2b659b", "the only stack": "#4a7c59"}
@@ -39,8 +38,7 @@ ARROW = {"arrowstyle": "-|>,head_width=0.2,head_length=0.4", "mutation_scale": 1
 LEFT, LAYER, COLUMNS, BOX, LANE, ROW = 2.8, 4.6 / 128, (8.22, 8.78, 9.31), 0.26, 0.42, 0.89
 FLOW_LEFT, FLOW_TOP, FLOW_WIDTH, FLOW_HEIGHT, FLOW_STEP = 0.68, 0.25, 3.9, 0.66, 0.96
 PREFIX_LENS, CAUSAL_LENS, ROW_TOKENS = (4, 3, 2), (4, 2, 1), 18
-CELL, STRIP_LEFT, STRIP_TOP, STRIP_STEP = 0.182, 6.0, 1.0, 0.23
-
+CELL, STRIP_LEFT, STRIP_TOP, STRIP_STEP = 0.182, 6.0, 0.92, 0.23
 # title | files, then what happens | what goes on to the next
 FLOW = """
 Sampled folder | data_io/sampled_format.py
@@ -60,8 +58,7 @@ updates weights and their moving average | now and then: model, EMA, optimizer, 
 RunDirectory | training/checkpoint.py
 a checkpoint, written aside and published by rename |
 MetricsLogger | training/telemetry.py
-adds sums up; metrics.jsonl, progress bar |
-"""
+adds sums up; metrics.jsonl, progress bar |"""
 
 
 class Page:
@@ -82,7 +79,6 @@ class Page:
         self.axes.add_patch(shape)
 
     def cells(self, xs: list[float], ys: list[float], colors: Any, words: Any = ()) -> None:
-        """Squares with these upper left corners, and what stands in them."""
         xs, ys = [x + CELL / 2 for x in xs], [y + CELL / 2 for y in ys]
         self.axes.scatter(xs, ys, (72 * CELL - 0.8) ** 2, colors, marker="s", lw=0, zorder=3)
         for x, y, word in zip(xs, ys, words, strict=False):
@@ -95,17 +91,17 @@ class Page:
     def save(self, path: Path) -> None:
         with matplotlib.rc_context({"svg.fonttype": "path", "svg.hashsalt": path.name}):
             self.figure.savefig(path, metadata={"Date": None, "Creator": None})
-        unneeded = r"(?<=\.\d{3})\d+|(?<=\n) +| clip-path=\"[^\"]*\""
+        unneeded = r"(?<=\.\d)\d+(?= 0\))|(?<=\.\d{3})\d+|(?<=\n) +| clip-path=\"[^\"]*\""
         path.write_text(re.sub(unneeded, "", path.read_text()).replace("DejaVuSans", "D"))
 
 
 def draw_nets() -> Page:
     """One row a net in its published setting; two for HRM, whose gradient reaches further later."""
-    page, y = Page(9.7, 7.02), 1.42
+    page, y = Page(9.7, 7.1), 1.42
     draw_legend(page)
-    n_layers = yaml.safe_load((CONFIG / f"size/{SIZE}.yaml").read_text())["n_layers"]
+    n_layers = yaml.safe_load((ROOT / f"config/arch/size/{SIZE}.yaml").read_text())["n_layers"]
     for name in NETS:
-        net = yaml.safe_load((CONFIG / f"net/{name}.yaml").read_text())
+        net = yaml.safe_load((ROOT / f"config/arch/net/{name}.yaml").read_text())
         net |= {"n_layers": n_layers, "hidden_size": 8, "num_heads": 1}
         config: NetConfig = TypeAdapter(ArchConfig).validate_python(net)
         cycles = [f"{k} {v}" for k, v in config if k.endswith("cycles") and "bp" not in k]
@@ -207,8 +203,7 @@ def draw_step() -> Page:
     page.text((turn + logger) / 2, metrics - 0.1, "StepSums", 7.5, color=MUTED, ha="center")
     for first, last, words in ((0, 1, "one worker process"), (2, 7, "every rank: pretrain.py")):
         top, bottom = ys[first], ys[last] + FLOW_HEIGHT
-        corners = (0.54, top), (0.48, top), (0.48, bottom), (0.54, bottom)
-        page.arrow(*corners, color=MUTED, arrowstyle="-")
+        page.arrow((0.54, top), (0.48, top), (0.48, bottom), (0.54, bottom), arrowstyle="-")
         page.text(0.32, (top + bottom) / 2, words, ha="center", va="center", rotation=90)
     page.arrow((right, ys[2] + half), (5, ys[2] + half), color=MUTED, arrowstyle="-", ls=":")
     draw_row(page)
@@ -229,8 +224,7 @@ def draw_row(page: Page) -> None:
         strips["tokens"] += words
         strips["positions"] += map(str, range(len(words)))
         strips["labels"] += [""] * (prefix_len - 1) + words[prefix_len:] + ["end"]
-    x = STRIP_LEFT + CELL * (ROW_TOKENS + len(colors)) / 2
-    page.text(x, STRIP_TOP - 0.12, "pad", 7, color=MUTED, ha="center")
+    page.text(STRIP_LEFT + ROW_TOKENS * CELL, STRIP_TOP - 0.12, "pad", 7, color=MUTED, ha="right")
     pale = [(color, PALE) for color in colors + [PADDING] * (ROW_TOKENS - len(colors))]
     xs = [STRIP_LEFT + at * CELL for at in range(ROW_TOKENS)]
     for row, (name, words) in enumerate(strips.items()):
@@ -247,7 +241,7 @@ def draw_row(page: Page) -> None:
         page.cells([xs[at] for at in seen], [y] * len(seen), color)
     y = top + side + 0.18
     page.text(STRIP_LEFT, y, "prefix tokens see their whole prefix, both ways", 7.5, color=PREFIX)
-    page.text(STRIP_LEFT, y + 0.2, "response tokens see all that came before", 7.5, color=RESPONSE)
+    page.text(STRIP_LEFT, y + 0.2, "response tokens see their example so far", 7.5, color=RESPONSE)
     page.text(STRIP_LEFT, y + 0.4, "no label: not scored; padding sees nothing", 7.5, color=MUTED)
 
 

@@ -105,8 +105,9 @@ class Started:
     @property
     def code(self) -> int | None:
         """None while it runs."""
-        is_plain = isinstance(self.process, subprocess.Popen)
-        return self.process.poll() if is_plain else self.process.exitcode
+        if isinstance(self.process, subprocess.Popen):
+            return self.process.poll()
+        return self.process.exitcode
 
     def wait(self, *, until_exists: str | None = None) -> Done:
         """Waits for its end; or kills it as soon as a path of this pattern is in its folder."""

@@ -194,9 +194,10 @@ def test_an_unfinished_run_is_continued_unless_a_new_one_is_asked_for(
 def test_a_setting_that_changed_is_named_on_continuing(
     unfinished: Path, settings: list[str]
 ) -> None:
-    arguments = (*settings, "run_name=whole", "weight_decay=0.2")
+    arguments = (*settings, "run_name=whole", "weight_decay=0.2", "arch.bp_max_steps=4")
     done = run_pretrain(*arguments, cwd=unfinished.parents[2]).check()
     assert "weight_decay: was 0.1, now 0.2\n" in done.stdout
+    assert "arch.bp_max_steps: was 5, now 4\n" in done.stdout
 
 
 def start_from(whole: Path, data: Path, cwd: Path, *arguments: str) -> Path:

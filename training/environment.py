@@ -98,14 +98,15 @@ def _git_state() -> tuple[str | None, bool]:
 
 def _zip_sources(path: Path) -> None:
     listed = _git("ls-files", "--cached", "--others", "--exclude-standard")
-    if listed is not None:
-        files = [SOURCE_ROOT / name for name in listed.splitlines()]
+    if listed is None:  # no repository: all that a user does not put beside the sources
+        found = (file.relative_to(SOURCE_ROOT) for file in SOURCE_ROOT.rglob("*"))
+        files = [file for file in found if file.parts[0] not in (".venv", "data", "checkpoints")]
     else:
-        files = [p for p in SOURCE_ROOT.rglob("*") if ".venv" not in p.parts]
+        files = [Path(name) for name in listed.splitlines()]
     aside = path.with_name(f".{path.name}.writing")
     with zipfile.ZipFile(aside, "w", zipfile.ZIP_DEFLATED) as archive:
         for file in sorted(files):
             is_source = file.suffix in _SOURCE_SUFFIXES and "golden" not in file.parts
-            if is_source and file.is_file():
-                archive.write(file, file.relative_to(SOURCE_ROOT))
+            if is_source and (SOURCE_ROOT / file).is_file():
+                archive.write(SOURCE_ROOT / file, file)
     aside.replace(path)

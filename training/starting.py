@@ -26,6 +26,12 @@ from training.run_names import comparable
 from training.schema import RunConfig
 from training.tensor_store import read_tensors_into
 
+# Settings of nets that say how far gradients reach: the same weights fit whatever they are.
+GRADIENT_REACH = {
+    *("bp_warmup_ratio", "bp_min_steps", "bp_max_steps"),
+    *("H_bp_steps", "L_bp_steps", "L_bp_cycles", "bp_cycles"),
+}
+
 
 class TrainMetadata(BaseModel):
     """train_metadata.yaml: what a run knows of its data."""
@@ -153,7 +159,11 @@ def stored_metadata(run: Path) -> TrainMetadata:
 
 
 def _require_same_arch(stored: dict[str, Any], wanted: dict[str, Any], run: Path) -> None:
-    differences = _differences(stored["arch"], wanted["arch"])
+    before, now = (
+        {key: value for key, value in config["arch"].items() if key not in GRADIENT_REACH}
+        for config in (stored, wanted)
+    )
+    differences = _differences(before, now)
     if differences:
         raise ValueError(
             f"{run} holds another architecture than the one asked for: "
@@ -163,9 +173,19 @@ def _require_same_arch(stored: dict[str, Any], wanted: dict[str, Any], run: Path
 
 def _differences(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     """One line for each setting that is not as it was."""
+    stored, wanted = _flat(stored), _flat(wanted)
     keys = dict.fromkeys((*stored, *wanted))
     return [
         f"{key}: was {stored.get(key)}, now {wanted.get(key)}"
         for key in keys
         if stored.get(key) != wanted.get(key)
     ]
+
+
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings by dotted keys, as the command line writes them."""
+    flat = {}
+    for key, value in settings.items():
+        parts = value if isinstance(value, dict) and key in ("arch", "data") else None
+        flat |= {key: value} if parts is None else {f"{key}.{k}": v for k, v in parts.items()}
+    return flat
