@@ -13,7 +13,7 @@ first" (LPT) fits into `rows` rows of `width` tokens. Two bounds spare nearly al
 The second holds for any part of what it holds for, so where the largest number within the first
 bound meets it, the bisection must end there. One radix sort of the window serves every run.
 
-Longer than other files: compiled functions of one algorithm, which reads best in one place.
+Longer than 300 lines: the compiled functions of one algorithm, which splitting would hide.
 """
 
 from __future__ import annotations

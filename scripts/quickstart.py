@@ -23,6 +23,7 @@ sys.path.insert(0, str(ROOT))
 from evaluation.reasoning_tasks import score  # noqa: E402
 from simple_inference_engine import load_run  # noqa: E402
 from training.plot import draw_curves, metrics_of  # noqa: E402
+from training.schema import checked_overrides  # noqa: E402
 from training.starting import stored_config  # noqa: E402
 
 DATA = Path("data/reasoning")
@@ -47,6 +48,11 @@ def main() -> None:
     if any(argument in ("-h", "--help") for argument in overrides):
         print(__doc__)
         return
+    try:
+        checked_overrides(overrides, ROOT / "config")
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     names = [value[len("run_name=") :] for value in overrides if value.startswith("run_name=")]
     run = Path("checkpoints") / PROJECT / (names[-1] if names else RUN_NAME)
     if (run / RESULT_FILE).is_file():

@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -97,16 +97,14 @@ def merge(rows: tuple[PackedBatch, ...]) -> PackedBatch:
         torch.cat([row.layout.causal_lens[:count] for row, _, count in used]),
         len(rows) * tworank_worker.NUM_SLOTS,
     )
-    return PackedBatch(
+    return replace(
+        rows[0],
         tokens=torch.cat([row.tokens[:length] for row, length, _ in used]),
         labels=torch.cat([row.labels[:length] for row, length, _ in used]),
         positions=torch.cat([row.positions[:length] for row, length, _ in used]),
         layout=layout,
         indices=torch.cat([row.indices[:count] for row, _, count in used]),
         num_scored=sum(row.num_scored for row in rows),
-        global_num_scored=rows[0].global_num_scored,
-        global_num_tokens=rows[0].global_num_tokens,
-        next_cursor=rows[0].next_cursor,
     )
 
 

@@ -173,7 +173,10 @@ def _require_gradient(module: nn.Module, inputs: Any, hidden: Tensor) -> Tensor:
 
 
 def reshard(model: nn.Module) -> None:
-    """After the backward pass and before the optimizer: puts gradients onto the local shards."""
+    """Puts gradients onto the local shards: after a backward pass and before the optimizer.
+
+    Also after a pass without gradients: until then `parameters()` are the compute copies.
+    """
     for module in _sharded_modules(model):
         module.reshard()
 

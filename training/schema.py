@@ -21,7 +21,6 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
-from pydantic_core import ErrorDetails
 
 from models import ArchConfig
 from models.transformer import StackConfig
@@ -130,7 +129,7 @@ def explain(error: ValidationError) -> str:
     return "\n".join(line.strip() for line in lines)
 
 
-def _broken_rule(finding: ErrorDetails) -> tuple[str, str]:
+def _broken_rule(finding: Mapping[str, Any]) -> tuple[str, str]:
     """What a finding is about, as key=value, and the rule."""
     # Members of unions stand in the location too: arch.hrm.n_layers, schedule_steps.constrained-int
     is_nested = finding["loc"][:1] in (("arch",), ("data",))
