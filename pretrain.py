@@ -10,6 +10,7 @@ The same command continues a stopped run. The only file that knows Hydra.
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -157,7 +158,7 @@ def set_up(config: RunConfig, notes: list[str], world: World) -> tuple[Run, Prog
     if config.global_batch_size % world.size:
         raise ValueError(
             f"global_batch_size={config.global_batch_size} is not divisible by the {world.size} "
-            f"ranks; use e.g. {config.global_batch_size // world.size * world.size}"
+            f"ranks; use e.g. {-(-config.global_batch_size // world.size) * world.size}"
         )
     config, reason = resolve_run(config, world)
     directory = RunDirectory(Path(str(config.checkpoint_path)), world)
@@ -290,10 +291,10 @@ if __name__ == "__main__":
         sys.argv[1:] = checked_overrides(sys.argv[1:], CONFIG_DIR)
     except ValueError as error:
         refuse(str(error))
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["PRETRAIN_SWEEP_DIR"] = folder  # Hydra notes sweeps there; nobody reads it
-        try:
-            main()
-        except CompactHydraException as error:
-            subject = getattr(error, "override", None)  # one that Hydra's grammar does not admit
-            refuse(f"{subject + ': ' if subject else ''}{error}".replace("++", ""))
+    os.environ["PRETRAIN_SWEEP_DIR"] = sweep_dir = f"{tempfile.gettempdir()}/sweep-{os.getpid()}"
+    try:
+        main()
+    except CompactHydraException as error:
+        refuse(f"{getattr(error, 'override', '')} {error}".replace("++", "").strip())
+    finally:
+        shutil.rmtree(sweep_dir, ignore_errors=True)

@@ -53,7 +53,8 @@ def golden_run(
         "data": {**case["config"]["data"], "path": str(folder / case["config"]["data"]["path"])},
         "checkpoint_path": str(checkpoint_path),
     }
-    config = RunConfig(**settings, schedule_steps="published", device="cpu", data_workers=0)
+    chosen = {"schedule_steps": "published", "device": "cpu", "linear": "mkl", "data_workers": 0}
+    config = RunConfig(**settings, **chosen)
     prepared = pretrain.set_up(config, [], world)
     assert prepared is not None
     return prepared

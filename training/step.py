@@ -1,0 +1,49 @@
+"""One optimizer step: forward, loss and backward of each micro-batch, then the update.
+
+Owns what happens between a global batch and new weights; which batches, and with which learning
+rate, is the loop's business (`pretrain.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from models.batch import PackedBatch
+from models.language_model import LanguageModel
+from models.loss import StepSums, next_token_sums
+from training.adam_atan2 import AdamATan2
+from training.distributed import World, reshard, set_gradient_sync
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss became NaN or infinite; the optimizer has not seen it."""
+
+
+def train_step(
+    model: LanguageModel,
+    optimizer: AdamATan2,
+    micro_batches: Sequence[PackedBatch],
+    divisor: float,
+    backprop_steps: int | None,
+) -> StepSums:
+    """One step on this rank's share of a global batch.
+
+    `divisor`: scored tokens per rank, on average over ranks; one for all micro-batches, so that the
+    step equals the unsplit one. Gradients travel between ranks with the last micro-batch only.
+    """
+    total: StepSums | None = None
+    for batch in micro_batches:
+        set_gradient_sync(model, batch is micro_batches[-1])
+        hidden = model(batch.tokens, batch.positions, batch.layout, backprop_steps)
+        sums = next_token_sums(
+            hidden, model.lm_head.weight, batch.labels, batch.layout, num_scored=batch.num_scored
+        )
+        (sums.loss / divisor).backward()
+        total = sums.detach() if total is None else total + sums.detach()
+    assert total is not None, "a global batch has at least one micro-batch"
+    reshard(model)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return total
