@@ -29,17 +29,18 @@ from data_io.sampled_format import SampledData
 from dataset_new import EpochPlan, PrefixLMDataset, RowPacking, plan_epochs
 from models.batch import PackedBatch
 from models.language_model import LanguageModel
-from models.loss import StepSums, next_token_sums
 from training.adam_atan2 import AdamATan2
 from training.building import build_model
 from training.checkpoint import Progress, RunDirectory, training_state
-from training.distributed import World, reshard, set_threads, start_world, stop_world
+from training.distributed import World, set_threads, start_world, stop_world
 from training.environment import check_floors, record_environment, recorded_choices
+from training.interrupts import SaveSchedule, StopRequests
 from training.prefetch import load_batches
 from training.run_names import is_finished, names_in_sweep, resolve_run
 from training.schedule import backprop_steps_at, check_schedule, lr_at, published_total_steps
 from training.schema import RunConfig, checked_overrides, parse_config
 from training.starting import continue_run, start_from
+from training.step import train_step
 from training.summary import RunFacts, summary_lines
 from training.telemetry import MetricsLogger
 
@@ -63,25 +64,33 @@ class Run:
     logger: MetricsLogger
 
 
-def train(run: Run, progress: Progress) -> None:
-    """The loop: every epoch, every global batch, a step; checkpoints as asked for."""
+def train(run: Run, progress: Progress) -> str:
+    """The loop: every epoch, every global batch, a step; returns how it ended."""
     config = run.config
     if config.checkpoint_start and progress.step == 0:
         save(run, "fsdp2_step_0", progress)
-    for epoch in range(progress.epoch, config.epochs):
-        for batch in epoch_batches(run, progress):
-            progress = step(run, batch, progress)
-            if config.checkpoint_steps and progress.step % config.checkpoint_steps == 0:
-                save(run, f"fsdp2_step_{progress.step}", progress)
-        progress = Progress(epoch + 1, 0, progress.step, progress.tokens)
-        if (epoch + 1) % config.checkpoint_interval == 0 or epoch + 1 == config.epochs:
-            save(run, f"fsdp2_epoch_{epoch + 1}", progress)
+    limits = {"max_steps": config.max_steps, "max_minutes": config.max_minutes}
+    schedule = SaveSchedule(run.world, config.checkpoint_steps, config.checkpoint_minutes)
+    with StopRequests(run.world, **limits) as requests:
+        for epoch in range(progress.epoch, config.epochs):
+            for micro_batches in global_batches(run, progress):
+                progress = step(run, micro_batches, progress)
+                stop_reason = requests.reason(progress.step)
+                if stop_reason or schedule.is_due(progress.step):
+                    save(run, f"fsdp2_step_{progress.step}", progress)
+                    run.directory.prune_steps(config.keep_last)
+                if stop_reason:
+                    return f"stopped at step {progress.step:,} ({stop_reason}); it can be continued"
+            progress = Progress(epoch + 1, 0, progress.step, progress.tokens)
+            if (epoch + 1) % config.checkpoint_interval == 0 or epoch + 1 == config.epochs:
+                save(run, f"fsdp2_epoch_{epoch + 1}", progress)
+    return "done"
 
 
-def epoch_batches(run: Run, progress: Progress) -> Iterator[PackedBatch]:
-    """This rank's batches of the current epoch from where the run stands, on the device.
+def global_batches(run: Run, progress: Progress) -> Iterator[list[PackedBatch]]:
+    """This rank's micro-batches of each global batch of the current epoch, on the device.
 
-    Each is on its way there while the step before it is computed.
+    They start where the run stands; each is on its way while the one before it is computed.
     """
     is_cuda = run.world.device.type == "cuda"
     dataset = PrefixLMDataset(
@@ -92,19 +101,23 @@ def epoch_batches(run: Run, progress: Progress) -> Iterator[PackedBatch]:
         cursor=progress.cursor,
         rank=run.world.rank,
     )
-    coming = None
+    complete: list[PackedBatch] = []
+    coming: list[PackedBatch] = []
     for batch in load_batches(dataset, num_workers=run.config.data_workers, pin_memory=is_cuda):
-        following = batch.to(run.world.device, non_blocking=is_cuda)
-        if coming is not None:
-            yield coming
-        coming = following
-    if coming is not None:
-        yield coming
+        coming.append(batch.to(run.world.device, non_blocking=is_cuda))
+        if batch.micro_index + 1 < batch.num_micro:
+            continue
+        if complete:
+            yield complete
+        complete, coming = coming, []
+    if complete:
+        yield complete
 
 
-def step(run: Run, batch: PackedBatch, progress: Progress) -> Progress:
+def step(run: Run, micro_batches: list[PackedBatch], progress: Progress) -> Progress:
     """One optimizer step on one global batch."""
     config, world = run.config, run.world
+    batch = micro_batches[-1]
     progress = Progress(
         progress.epoch,
         batch.next_cursor,
@@ -122,28 +135,9 @@ def step(run: Run, batch: PackedBatch, progress: Progress) -> Progress:
     run.optimizer.set_lr(lr)
     # Gradients are summed over ranks. The packing is the same everywhere, so the divisor is known.
     divisor = max(1, batch.global_num_scored) / world.size
-    sums = train_step(run.model, run.optimizer, batch, divisor, backprop_steps)
+    sums = train_step(run.model, run.optimizer, micro_batches, divisor, backprop_steps, world)
     run.logger.add(sums, progress, {"train/lr": lr, "bp_steps": backprop_steps})
     return progress
-
-
-def train_step(
-    model: LanguageModel,
-    optimizer: AdamATan2,
-    batch: PackedBatch,
-    divisor: float,
-    backprop_steps: int | None,
-) -> StepSums:
-    """Forward, loss, backward, update; `divisor`: scored tokens per rank, on average over ranks."""
-    hidden = model(batch.tokens, batch.positions, batch.layout, backprop_steps)
-    sums = next_token_sums(
-        hidden, model.lm_head.weight, batch.labels, batch.layout, num_scored=batch.num_scored
-    )
-    (sums.loss / divisor).backward()
-    reshard(model)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return sums.detach()
 
 
 def save(run: Run, name: str, progress: Progress) -> None:
@@ -224,6 +218,7 @@ def plan_run(
         num_replicas=world.size,
         drop_last_batch=True,
         target_only=config.data.target_only,
+        micro_batch_size=config.micro_batch_size,
     )
     plan = plan_epochs(data, packing, config.epochs)
     published = published_total_steps(
@@ -270,9 +265,9 @@ def main(raw: DictConfig) -> None:
     else:
         if prepared:
             run, progress = prepared
-            train(run, progress)
+            outcome = train(run, progress)
             run.logger.close()
-            say(world, f"done: {run.directory.path}")
+            say(world, f"{outcome}: {run.directory.path}")
     finally:
         stop_world()
 

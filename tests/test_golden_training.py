@@ -63,7 +63,8 @@ def test_golden_run_has_the_published_length_and_data_record(outcome: Outcome) -
 def test_golden_run_sees_the_original_batches(outcome: Outcome) -> None:
     batches = load_file(outcome.folder / "batches.safetensors")
     for record, log in zip(outcome.records, outcome.case["log"], strict=True):
-        batch, layout, step = record.batch, record.batch.layout, log["step"]
+        (batch,) = record.micro_batches
+        layout, step = batch.layout, log["step"]
         found = {
             f"step{step}.inputs": batch.tokens,
             f"step{step}.labels": batch.labels,

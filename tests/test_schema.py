@@ -34,7 +34,7 @@ def test_every_published_key_is_legal() -> None:
         ("++lrr=3", "unknown key 'lrr'; did you mean lr?"),
         ("~lrr", "unknown key 'lrr'; did you mean lr?"),
         ("warmup_steps=3", "did you mean lr_warmup_steps?"),
-        ("batch_size=64", "did you mean global_batch_size?"),
+        ("batch_size=64", "did you mean global_batch_size or micro_batch_size?"),
         ("hidden_size=64", "did you mean arch.hidden_size?"),
         ("arch.hiden_size=64", "did you mean arch.hidden_size?"),
         ("n_layers=2", "did you mean arch.n_layers?"),

@@ -100,14 +100,14 @@ def test_another_architecture_is_refused_before_anything_is_loaded(tmp_path: Pat
 def test_a_new_run_is_not_begun_where_one_already_is(tmp_path: Path) -> None:
     run = TinyRun(tmp_path / "run").create()
     config = run_config(tmp_path / "run", new_run=True)
-    with pytest.raises(ValueError, match="new_run=true, but .* already holds a run"):
+    with pytest.raises(ValueError, match=r"new_run=true, but .* already holds a run"):
         continue_run(run.directory, config, run.model, run.optimizer)
 
 
 def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("precious")
     run = TinyRun(tmp_path)
-    with pytest.raises(ValueError, match="holds something, but no run .all_config.yaml is missing"):
+    with pytest.raises(ValueError, match=r"but no run \(all_config.yaml is missing\)"):
         continue_run(run.directory, run.config, run.model, run.optimizer)
 
 
@@ -152,7 +152,7 @@ def test_another_run_s_averages_alone_are_taken(tmp_path: Path) -> None:
 def test_weights_are_not_taken_from_what_holds_none(tmp_path: Path) -> None:
     run = TinyRun(tmp_path / "run")
     config = run_config(tmp_path / "run", resume_from=str(tmp_path / "nowhere"))
-    with pytest.raises(FileNotFoundError, match="resume_from=.*nowhere is no run directory"):
+    with pytest.raises(FileNotFoundError, match=r"resume_from=.*nowhere is no run directory"):
         start_from(config, run.model, run.optimizer)
     without_average = TinyRun(tmp_path / "raw", ema=None).create()
     without_average.save_steps(3)
@@ -172,13 +172,13 @@ def test_a_checkpoint_is_chosen_by_epoch_by_step_or_as_the_newest(tmp_path: Path
     with pytest.raises(FileNotFoundError, match="fsdp2_epoch_3 is no complete checkpoint"):
         choose_checkpoint(tmp_path, epoch=3)
     (tmp_path / "fsdp2_epoch_2" / PROGRESS_FILE).write_text("{}")
-    with pytest.raises(ValueError, match="fsdp2_epoch_2.*delete it, or name another by its epoch"):
+    with pytest.raises(ValueError, match=r"fsdp2_epoch_2.*delete it, or name another by its epoch"):
         choose_checkpoint(tmp_path)
     assert choose_checkpoint(tmp_path, epoch=1).progress.step == 5
 
 
 def test_a_run_without_checkpoints_has_none_to_choose(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="holds no complete checkpoint .*train it first"):
+    with pytest.raises(FileNotFoundError, match=r"holds no complete checkpoint .*train it first"):
         choose_checkpoint(TinyRun(tmp_path).create().directory.path)
 
 

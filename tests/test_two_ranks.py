@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from source_tree import ROOT
 from torch import Tensor
 from training_cases import BACKPROP_STEPS, train_rows
-from tworank_worker import rows_of, seeded_net, state_tensors
+from tworank_worker import MICRO_NETS, rows_of, seeded_net, state_tensors
 
 from data_io.sampled_format import EpochIndex, TokenizerInfo
 from data_io.sampled_writer import SampledWriter
@@ -48,10 +48,10 @@ class TwoRanks:
     def load(self, name: str) -> dict[str, Tensor]:
         return load_file(self.outbox / f"{name}.safetensors")
 
-    def merged_rows(self) -> list[PackedBatch]:
+    def merged_rows(self) -> list[list[PackedBatch]]:
         """The rows of one rank that hold the same global batches."""
-        data = self.inbox / "data"
-        return [merge(rows) for rows in zip(rows_of(data, 0), rows_of(data, 1), strict=True)]
+        ranks = [rows_of(self.inbox / "data", rank) for rank in range(2)]
+        return [[merge(one, other)] for (one,), (other,) in zip(*ranks, strict=True)]
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def two_ranks(
     write_data(inbox / "data")
     model, optimizer = seeded_net(tworank_worker.SAVED_NET, ALONE)
     done = TwoRanks(inbox, outbox)
-    train_rows(model, optimizer, done.merged_rows(), num_ranks=1)
+    train_rows(model, optimizer, done.merged_rows(), ALONE)
     tworank_worker.save(inbox / "run", model, optimizer, ALONE)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     arguments = [inbox, outbox, *golden_dirs(pytestconfig, "tworank")]
@@ -89,7 +89,7 @@ def write_data(folder: Path) -> None:
         writer.add_epoch(EpochIndex(starts[0], inst_len, starts[1], resp_len))
 
 
-def merge(rows: tuple[PackedBatch, ...]) -> PackedBatch:
+def merge(*rows: PackedBatch) -> PackedBatch:
     """The rows of all ranks as one row, their padding left out."""
     used = [(row, int(row.layout.num_tokens), int(row.layout.num_seqs)) for row in rows]
     layout = PackedLayout.from_lengths(
@@ -116,11 +116,16 @@ def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     }
 
 
-@pytest.mark.parametrize("net", NETS)
-def test_two_ranks_equal_one_on_the_same_global_batch(two_ranks: TwoRanks, net: str) -> None:
+@pytest.mark.parametrize(
+    ("net", "kind"),
+    [(net, "torch.float32") for net in NETS] + [(net, "micro") for net in MICRO_NETS],
+)
+def test_two_ranks_equal_one_on_the_same_global_batch(
+    two_ranks: TwoRanks, net: str, kind: str
+) -> None:
     model, optimizer = seeded_net(net, ALONE)
-    records = train_rows(model, optimizer, two_ranks.merged_rows(), num_ranks=1)
-    ranks = [two_ranks.load(f"{net}.torch.float32.rank{rank}") for rank in range(2)]
+    records = train_rows(model, optimizer, two_ranks.merged_rows(), ALONE)
+    ranks = [two_ranks.load(f"{net}.{kind}.rank{rank}") for rank in range(2)]
     for step, record in enumerate(records):
         losses = sum(rank[f"loss.{step}"] for rank in ranks)
         torch.testing.assert_close(losses, record.sums.loss, atol=0, rtol=2e-6)
@@ -130,10 +135,17 @@ def test_two_ranks_equal_one_on_the_same_global_batch(two_ranks: TwoRanks, net: 
             found = part(rank, f"gradient.{step}.")
             torch.testing.assert_close(found, expected, atol=ATOL, rtol=0)
     expected = state_tensors(model, optimizer)
-    for kind in ("model.", "ema.", "optimizer.step."):
+    for folder in ("model.", "ema.", "optimizer.step."):
         for rank in ranks:
-            found = part(rank, kind)
-            torch.testing.assert_close(found, part(expected, kind), atol=ATOL, rtol=0)
+            found = part(rank, folder)
+            torch.testing.assert_close(found, part(expected, folder), atol=ATOL, rtol=0)
+
+
+def test_the_micro_batches_compared_here_are_several(two_ranks: TwoRanks) -> None:
+    data = two_ranks.inbox / "data"
+    ranks = [rows_of(data, rank, tworank_worker.MICRO_PACKING) for rank in range(2)]
+    for one, other in zip(*ranks, strict=True):
+        assert len(one) == len(other) >= 3
 
 
 @pytest.mark.parametrize("net", [net for net in NETS if isinstance(NETS[net], HRMConfig)])
@@ -152,10 +164,10 @@ def test_two_ranks_skip_what_has_no_gradient(two_ranks: TwoRanks, net: str) -> N
 def test_two_ranks_lose_as_one_does_in_bfloat16(two_ranks: TwoRanks, net: str) -> None:
     model, optimizer = seeded_net(net, ALONE, torch.bfloat16)
     rows = two_ranks.merged_rows()
-    records = train_rows(model, optimizer, rows, num_ranks=1)
+    records = train_rows(model, optimizer, rows, ALONE)
     ranks = [two_ranks.load(f"{net}.torch.bfloat16.rank{rank}") for rank in range(2)]
     for step, record in enumerate(records):
-        scored = rows[step].global_num_scored
+        scored = rows[step][0].global_num_scored
         loss = sum(rank[f"loss.{step}"] for rank in ranks) / scored
         torch.testing.assert_close(loss, record.sums.loss / scored, atol=1e-3, rtol=0)
     assert {tensor.dtype for tensor in part(ranks[0], "ema.").values()} <= {

@@ -23,6 +23,7 @@ from training.checkpoint import Progress
 from training.distributed import World
 from training.export_format import arch_from_reference
 from training.schema import RunConfig
+from training.step import train_step
 
 BACKPROP_STEPS = (1, 2, 5)  # of HRM in `train_rows`: the head alone, all but the embedding, all
 
@@ -31,7 +32,7 @@ BACKPROP_STEPS = (1, 2, 5)  # of HRM in `train_rows`: the head alone, all but th
 class StepRecord:
     """One optimizer step: what it was computed from, and what came of it."""
 
-    batch: PackedBatch
+    micro_batches: Sequence[PackedBatch]  # of this rank
     divisor: float
     backprop_steps: int | None
     lr: float
@@ -69,16 +70,17 @@ def set_weights(model: LanguageModel, optimizer: AdamATan2, weights: Mapping[str
 
 
 def recording(
-    train_step: Callable[..., StepSums], records: list[StepRecord], num_steps: int | None = None
+    take_step: Callable[..., StepSums], records: list[StepRecord], num_steps: int | None = None
 ) -> Callable[..., StepSums]:
-    """`pretrain.train_step` that also adds to `records`, and ends the run after `num_steps`."""
+    """`train_step` that also adds to `records`, and ends the run after `num_steps`."""
 
     def recorded(
         model: LanguageModel,
         optimizer: AdamATan2,
-        batch: PackedBatch,
+        micro_batches: Sequence[PackedBatch],
         divisor: float,
         backprop_steps: int | None,
+        world: World,
     ) -> StepSums:
         if len(records) == num_steps:
             raise _EnoughError
@@ -90,10 +92,10 @@ def recording(
                     gradients[name] = whole(param.grad)
 
         hook = optimizer.register_step_pre_hook(keep_gradients)
-        sums = train_step(model, optimizer, batch, divisor, backprop_steps)
+        sums = take_step(model, optimizer, micro_batches, divisor, backprop_steps, world)
         hook.remove()
         lr = optimizer.param_groups[0]["lr"]
-        records.append(StepRecord(batch, divisor, backprop_steps, lr, gradients, sums))
+        records.append(StepRecord(micro_batches, divisor, backprop_steps, lr, gradients, sums))
         return sums
 
     return recorded
@@ -104,22 +106,26 @@ def train_recorded(
 ) -> list[StepRecord]:
     """Trains as pretrain.py does, for `num_steps` steps or to the end."""
     records: list[StepRecord] = []
-    train_step = recording(pretrain.train_step, records, num_steps)
-    with mock.patch.object(pretrain, "train_step", train_step), suppress(_EnoughError):
+    recorded = recording(train_step, records, num_steps)
+    with mock.patch.object(pretrain, "train_step", recorded), suppress(_EnoughError):
         pretrain.train(run, progress)
     run.logger.close()
     return records
 
 
 def train_rows(
-    model: LanguageModel, optimizer: AdamATan2, rows: Sequence[PackedBatch], num_ranks: int
+    model: LanguageModel,
+    optimizer: AdamATan2,
+    rows: Sequence[Sequence[PackedBatch]],
+    world: World,
 ) -> list[StepRecord]:
-    """One `pretrain.train_step` for each of this rank's rows; HRM's gradient reaches ever deeper,
-    at first only the head."""
+    """One `train_step` for each of this rank's rows, given as micro-batches; HRM's gradient
+    reaches ever deeper, at first only the head."""
     records: list[StepRecord] = []
-    train_step = recording(pretrain.train_step, records)
+    recorded = recording(train_step, records)
     is_hrm = isinstance(model.config, HRMConfig)
-    for batch, backprop_steps in zip(rows, BACKPROP_STEPS, strict=True):
-        divisor = batch.global_num_scored / num_ranks
-        train_step(model, optimizer, batch, divisor, backprop_steps if is_hrm else None)
+    for micro_batches, backprop_steps in zip(rows, BACKPROP_STEPS, strict=True):
+        divisor = micro_batches[-1].global_num_scored / world.size
+        steps = backprop_steps if is_hrm else None
+        recorded(model, optimizer, micro_batches, divisor, steps, world)
     return records

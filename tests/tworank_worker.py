@@ -8,6 +8,7 @@ INBOX holds sampled data and a run saved by one process. Tensors are left in OUT
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -33,19 +34,27 @@ from training.checkpoint import Progress, RunDirectory, training_state
 from training.distributed import World, shard_model, start_world, stop_world
 
 PACKING = RowPacking(256, num_replicas=2, drop_last_batch=True, target_only=True)
+MICRO_PACKING = replace(PACKING, micro_batch_size=96)
 NUM_SLOTS = 64
 LR, EMA = 5e-4, 0.9
-BFLOAT16_NETS = ("hrm", "transformer")
+BFLOAT16_NETS = MICRO_NETS = ("hrm", "transformer")
 SAVED_NET, SAVED_NAME = "hrm", "fsdp2_step_3"
 GREETING = "from rank 0: é"
 
 
-def rows_of(data: Path, rank: int) -> list[PackedBatch]:
-    """The first rows of a rank, as many as `train_rows` takes."""
+def rows_of(data: Path, rank: int, packing: RowPacking = PACKING) -> list[list[PackedBatch]]:
+    """The micro-batches of a rank's first rows, as many rows as `train_rows` takes."""
     dataset = PrefixLMDataset(
-        SampledData.open(data), PACKING, num_slots=NUM_SLOTS, epoch=0, rank=rank
+        SampledData.open(data), packing, num_slots=NUM_SLOTS, epoch=0, rank=rank
     )
-    return [batch for batch, _ in zip(dataset, BACKPROP_STEPS, strict=False)]
+    rows: list[list[PackedBatch]] = []
+    for batch in dataset:
+        if batch.micro_index == 0:
+            if len(rows) == len(BACKPROP_STEPS):
+                break
+            rows.append([])
+        rows[-1].append(batch)
+    return rows
 
 
 def seeded_net(
@@ -91,7 +100,7 @@ def train_golden(folder: Path, outbox: Path, world: World) -> None:
     records = train_recorded(run, progress, len(case["log"]))
     found = record_tensors(records) | state_tensors(run.model, run.optimizer)
     for step, record in enumerate(records):
-        batch, sums = record.batch, record.sums
+        (batch,), sums = record.micro_batches, record.sums
         counts = (sums.correct_tokens, sums.scored_tokens)
         counts = (*counts, sums.correct_sequences, sums.scored_sequences)
         found |= {
@@ -111,15 +120,18 @@ def train_golden(folder: Path, outbox: Path, world: World) -> None:
 
 
 def train_nets(inbox: Path, outbox: Path, world: World) -> None:
-    rows = rows_of(inbox / "data", world.rank)
-    jobs = [(net, torch.float32) for net in NETS]
-    jobs += [(net, torch.bfloat16) for net in BFLOAT16_NETS]
-    for net, dtype in jobs:
+    whole = rows_of(inbox / "data", world.rank)
+    split = rows_of(inbox / "data", world.rank, MICRO_PACKING)
+    jobs = [(net, torch.float32, whole) for net in NETS]
+    jobs += [(net, torch.bfloat16, whole) for net in BFLOAT16_NETS]
+    jobs += [(net, torch.float32, split) for net in MICRO_NETS]
+    for net, dtype, rows in jobs:
         model, optimizer = seeded_net(net, world, dtype)
-        records = train_rows(model, optimizer, rows, world.size)
+        records = train_rows(model, optimizer, rows, world)
         found = record_tensors(records) | state_tensors(model, optimizer)
-        save_file(found, outbox / f"{net}.{dtype}.rank{world.rank}.safetensors")
-        if (net, dtype) == (SAVED_NET, torch.float32):
+        kind = f"{net}.{dtype}" if rows is whole else f"{net}.micro"
+        save_file(found, outbox / f"{kind}.rank{world.rank}.safetensors")
+        if kind == f"{SAVED_NET}.{torch.float32}":
             save(outbox / "run", model, optimizer, world)
 
 

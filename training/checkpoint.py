@@ -131,6 +131,18 @@ class RunDirectory:
                 except ValueError as error:
                     yield error
 
+    def prune_steps(self, keep_last: int | None) -> None:
+        """Removes all step checkpoints but the last ones (None: keeps all); never epochs' or 0."""
+        if keep_last is None:
+            return
+        if self.world.is_main:
+            steps = [c for c in self.checkpoints() if c.path.name.startswith("fsdp2_step_")]
+            for checkpoint in [c for c in steps if c.progress.step][:-keep_last]:
+                aside = self.path / f".{checkpoint.path.name}.removed"
+                checkpoint.path.rename(aside)  # never half a checkpoint under its own name
+                shutil.rmtree(aside)
+        self.world.barrier()
+
     def save(
         self,
         name: str,

@@ -172,6 +172,12 @@ def _require_gradient(module: nn.Module, inputs: Any, hidden: Tensor) -> Tensor:
     return hidden.requires_grad_() if torch.is_grad_enabled() else hidden
 
 
+def set_gradient_sync(model: nn.Module, is_last: bool) -> None:
+    """Before each micro-batch: gradients are reduced over ranks with the last one only."""
+    for module in _sharded_modules(model):
+        module.set_requires_gradient_sync(is_last)
+
+
 def reshard(model: nn.Module) -> None:
     """Puts gradients onto the local shards: after a backward pass and before the optimizer.
 

@@ -46,6 +46,7 @@ class RunConfig(BaseModel):
     arch: ArchConfig
     data: DataConfig
     global_batch_size: PositiveInt  # tokens over all ranks, padding included
+    micro_batch_size: PositiveInt | None = None  # tokens of a rank that are computed at a time
     epochs: PositiveInt
     lr: PositiveFloat
     lr_min_ratio: Annotated[float, Field(ge=0, le=1)]
@@ -69,6 +70,10 @@ class RunConfig(BaseModel):
     checkpoint_interval: PositiveInt = 1  # epochs
     checkpoint_steps: PositiveInt | None = None  # also every so many steps
     checkpoint_start: bool = False  # also the untrained weights, as fsdp2_step_0
+    checkpoint_minutes: PositiveFloat | None = None  # also every so many minutes
+    keep_last: PositiveInt | None = None  # step checkpoints kept; None: all of them
+    max_steps: PositiveInt | None = None  # stop, saved, after this step
+    max_minutes: PositiveFloat | None = None  # stop, saved, after so many minutes
     log_interval: PositiveInt = 5  # steps
 
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
@@ -87,7 +92,7 @@ class RunConfig(BaseModel):
         return self
 
 
-# Settings that change where or how fast a run computes, not what.
+# Settings that change where, how fast and how long a run computes, not what.
 MACHINE_KEYS = (
     "device",
     "attention",
@@ -96,6 +101,14 @@ MACHINE_KEYS = (
     "data_workers",
     "log_interval",
     "new_run",
+    "micro_batch_size",
+    "checkpoint_interval",
+    "checkpoint_steps",
+    "checkpoint_start",
+    "checkpoint_minutes",
+    "keep_last",
+    "max_steps",
+    "max_minutes",
 )
 NAME_KEYS = ("project_name", "run_name", "checkpoint_path")
 GROUPS = ("arch/net@arch", "arch/size@arch", "data")  # keys that choose a file of config/
@@ -162,7 +175,11 @@ def unknown_key(key: str, known: Iterable[str] | None = None) -> str:
     known = [*legal_keys(), *GROUPS] if known is None else list(known)
     # What people type is often a part alone: hidden_size, size, arch.
     spellings = {_last_part(full): full for full in reversed(known)}
-    spellings |= {"arch": "arch/net@arch or arch/size@arch"} | {full: full for full in known}
+    spellings |= {
+        "arch": "arch/net@arch or arch/size@arch",
+        "batch_size": "global_batch_size or micro_batch_size",
+    }
+    spellings |= {full: full for full in known}
     nearest = difflib.get_close_matches(key, spellings, n=1, cutoff=0.6)
     hint = f"did you mean {spellings[nearest[0]]}?" if nearest else "see python pretrain.py --help"
     return f"unknown key {key!r}; {hint}"

@@ -27,12 +27,28 @@ def train_step(
     micro_batches: Sequence[PackedBatch],
     divisor: float,
     backprop_steps: int | None,
+    world: World,
 ) -> StepSums:
     """One step on this rank's share of a global batch.
 
     `divisor`: scored tokens per rank, on average over ranks; one for all micro-batches, so that the
-    step equals the unsplit one. Gradients travel between ranks with the last micro-batch only.
+    step equals the unsplit one. NonFiniteLossError on all ranks when the loss of any is not finite.
     """
+    sums = accumulate_gradients(model, micro_batches, divisor, backprop_steps)
+    _require_finite(sums, micro_batches, world)
+    reshard(model)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return sums
+
+
+def accumulate_gradients(
+    model: LanguageModel,
+    micro_batches: Sequence[PackedBatch],
+    divisor: float,
+    backprop_steps: int | None,
+) -> StepSums:
+    """Adds up sums and gradients; these travel between ranks with the last micro-batch only."""
     total: StepSums | None = None
     for batch in micro_batches:
         set_gradient_sync(model, batch is micro_batches[-1])
@@ -43,7 +59,18 @@ def train_step(
         (sums.loss / divisor).backward()
         total = sums.detach() if total is None else total + sums.detach()
     assert total is not None, "a global batch has at least one micro-batch"
-    reshard(model)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
     return total
+
+
+def _require_finite(sums: StepSums, micro_batches: Sequence[PackedBatch], world: World) -> None:
+    is_bad = ~torch.isfinite(sums.loss)
+    # sync: a bad step must not reach the weights, and all ranks must stop at the same one.
+    num_bad = int(world.sum(is_bad.to(torch.int32)))
+    if not num_bad:
+        return
+    here = f"its loss is {float(sums.loss)}" if is_bad else "the loss of this rank is finite"
+    indices = torch.cat([batch.indices for batch in micro_batches])
+    raise NonFiniteLossError(
+        f"the loss of {num_bad} of {world.size} ranks is not finite; rank {world.rank}: {here}, on "
+        f"examples {indices[indices >= 0].tolist()} of the epoch"
+    )
