@@ -13,7 +13,6 @@ import os
 import shutil
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +31,7 @@ from models.language_model import LanguageModel
 from training.adam_atan2 import AdamATan2
 from training.building import build_model
 from training.checkpoint import Progress, RunDirectory, training_state
+from training.console import give_up, refuse, say
 from training.distributed import World, set_threads, start_world, stop_world
 from training.environment import check_floors, record_environment, recorded_choices
 from training.interrupts import SaveSchedule, StopRequests
@@ -40,7 +40,7 @@ from training.run_names import is_finished, names_in_sweep, resolve_run
 from training.schedule import backprop_steps_at, check_schedule, lr_at, published_total_steps
 from training.schema import RunConfig, checked_overrides, parse_config
 from training.starting import continue_run, start_from
-from training.step import train_step
+from training.step import NonFiniteLossError, train_step
 from training.summary import RunFacts, summary_lines
 from training.telemetry import MetricsLogger
 
@@ -67,11 +67,11 @@ class Run:
 def train(run: Run, progress: Progress) -> str:
     """The loop: every epoch, every global batch, a step; returns how it ended."""
     config = run.config
-    if config.checkpoint_start and progress.step == 0:
-        save(run, "fsdp2_step_0", progress)
     limits = {"max_steps": config.max_steps, "max_minutes": config.max_minutes}
     schedule = SaveSchedule(run.world, config.checkpoint_steps, config.checkpoint_minutes)
     with StopRequests(run.world, **limits) as requests:
+        if config.checkpoint_start and progress.step == 0:
+            save(run, "fsdp2_step_0", progress)
         for epoch in range(progress.epoch, config.epochs):
             for micro_batches in global_batches(run, progress):
                 progress = step(run, micro_batches, progress)
@@ -116,8 +116,7 @@ def global_batches(run: Run, progress: Progress) -> Iterator[list[PackedBatch]]:
 
 def step(run: Run, micro_batches: list[PackedBatch], progress: Progress) -> Progress:
     """One optimizer step on one global batch."""
-    config, world = run.config, run.world
-    batch = micro_batches[-1]
+    config, world, batch = run.config, run.world, micro_batches[-1]
     progress = Progress(
         progress.epoch,
         batch.next_cursor,
@@ -135,7 +134,10 @@ def step(run: Run, micro_batches: list[PackedBatch], progress: Progress) -> Prog
     run.optimizer.set_lr(lr)
     # Gradients are summed over ranks. The packing is the same everywhere, so the divisor is known.
     divisor = max(1, batch.global_num_scored) / world.size
-    sums = train_step(run.model, run.optimizer, micro_batches, divisor, backprop_steps, world)
+    try:
+        sums = train_step(run.model, run.optimizer, micro_batches, divisor, backprop_steps, world)
+    except NonFiniteLossError as error:
+        raise NonFiniteLossError(f"step {progress.step}: {error}") from None
     run.logger.add(sums, progress, {"train/lr": lr, "bp_steps": backprop_steps})
     return progress
 
@@ -239,12 +241,6 @@ def plan_run(
     return packing, plan, facts
 
 
-def say(world: World, *lines: str) -> None:
-    """Prints on rank 0."""
-    if world.is_main and lines:
-        print(*lines, sep="\n", flush=True)
-
-
 @hydra.main(version_base=None, config_path="config", config_name="cfg_pretrain")
 def main(raw: DictConfig) -> None:
     """Runs a composed configuration, and turns bad input into one message and exit code 2."""
@@ -265,19 +261,15 @@ def main(raw: DictConfig) -> None:
     else:
         if prepared:
             run, progress = prepared
-            outcome = train(run, progress)
+            try:
+                outcome = train(run, progress)
+            except NonFiniteLossError as error:
+                run.logger.close()
+                give_up(run.directory, str(error))
             run.logger.close()
             say(world, f"{outcome}: {run.directory.path}")
     finally:
         stop_world()
-
-
-def refuse(message: str) -> None:
-    """One message from each node, and exit code 2."""
-    if os.environ.get("LOCAL_RANK", "0") != "0":
-        time.sleep(20)  # rank 0 says it and ends all, unless it is this process alone that fails
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
 
 
 if __name__ == "__main__":

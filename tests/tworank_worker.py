@@ -34,7 +34,7 @@ from training.checkpoint import Progress, RunDirectory, training_state
 from training.distributed import World, shard_model, start_world, stop_world
 
 PACKING = RowPacking(256, num_replicas=2, drop_last_batch=True, target_only=True)
-MICRO_PACKING = replace(PACKING, micro_batch_size=96)
+MICRO_PACKING = replace(PACKING, micro_batch_size=64)
 NUM_SLOTS = 64
 LR, EMA = 5e-4, 0.9
 BFLOAT16_NETS = MICRO_NETS = ("hrm", "transformer")

@@ -71,6 +71,6 @@ def _require_finite(sums: StepSums, micro_batches: Sequence[PackedBatch], world:
     here = f"its loss is {float(sums.loss)}" if is_bad else "the loss of this rank is finite"
     indices = torch.cat([batch.indices for batch in micro_batches])
     raise NonFiniteLossError(
-        f"the loss of {num_bad} of {world.size} ranks is not finite; rank {world.rank}: {here}, on "
-        f"examples {indices[indices >= 0].tolist()} of the epoch"
+        f"the loss of {num_bad} of {world.size} ranks is not finite; rank "
+        f"{world.rank}: {here}, on examples {indices[indices >= 0].tolist()} of the epoch"
     )
