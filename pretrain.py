@@ -39,7 +39,7 @@ from training.prefetch import load_batches
 from training.run_names import is_finished, names_in_sweep, resolve_run
 from training.schedule import backprop_steps_at, check_schedule, lr_at, published_total_steps
 from training.schema import RunConfig, checked_overrides, parse_config
-from training.starting import continue_run, start_from
+from training.starting import continue_run, fingerprint_of, require_same_data, start_from
 from training.step import NonFiniteLossError, train_step
 from training.summary import RunFacts, summary_lines
 from training.telemetry import MetricsLogger
@@ -163,7 +163,8 @@ def set_up(config: RunConfig, notes: list[str], world: World) -> tuple[Run, Prog
         say(world, f"finished already: {config.epochs} epochs; another run_name starts another run")
         return None
     chosen = recorded_choices(directory.path)
-    threads, threads_reason = set_threads(config.num_threads or chosen.get("threads"))
+    require_same_data(chosen.get("data"), data, config)
+    threads, threads_reason = set_threads(config.num_threads, chosen.get("threads"))
     packing, plan, facts = plan_run(config, data, world)
     torch.manual_seed(config.seed)
     built = build_model(config, facts.vocab_size, world, chosen)
@@ -187,7 +188,8 @@ def set_up(config: RunConfig, notes: list[str], world: World) -> tuple[Run, Prog
     choices["threads"] = f"{threads} ({threads_reason})"
     say(world, *summary_lines(config, facts, choices))
     if world.is_main:
-        record_environment(directory.path, {**built.chosen, "threads": threads})
+        found = {"data": fingerprint_of(data, config.epochs), "threads": threads}
+        record_environment(directory.path, {**built.chosen, **found})
     logger = MetricsLogger(
         directory.path,
         world,

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from commands import write_tiny_data
 from net_cases import NETS, tiny_config
 from run_cases import TinyRun, run_config, whole_state
 
+from data_io.sampled_format import SampledData
 from training.checkpoint import CONFIG_FILE, METADATA_FILE, PROGRESS_FILE, Progress
 from training.starting import (
     choose_checkpoint,
     continue_run,
+    fingerprint_of,
+    require_same_data,
     start_from,
     stored_config,
     stored_metadata,
@@ -199,3 +204,15 @@ def test_the_data_record_is_checked(tmp_path: Path) -> None:
         "{vocab_size: 256, max_seq_len: 32, total_length: 9, tokenizer_info: {}}"
     )
     assert stored_metadata(tmp_path).vocab_size == 256
+
+
+def test_other_data_than_before_is_refused(tmp_path: Path) -> None:
+    data = SampledData.open(write_tiny_data(tmp_path / "data"))
+    config = run_config(tmp_path / "run")
+    recorded = fingerprint_of(data, 1)
+    require_same_data(None, data, config)
+    require_same_data(recorded, data, config)
+    lengths = tmp_path / "data/epoch_0/inst_len.npy"
+    np.save(lengths, np.flip(np.load(lengths)))
+    with pytest.raises(ValueError, match=r"is not what .*run was trained on .* another run_name"):
+        require_same_data(recorded, data, config)

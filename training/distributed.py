@@ -114,15 +114,17 @@ def stop_world() -> None:
         dist.destroy_process_group()
 
 
-def set_threads(num_threads: int | None) -> tuple[int, str]:
+def set_threads(num_threads: int | None, recorded: int | None = None) -> tuple[int, str]:
     """Sets this process's threads for CPU kernels; returns their number and why it is that.
 
-    None: OMP_NUM_THREADS where it is set, else one core is left to the data worker, since more
-    threads than free cores make a step up to 9 times slower.
+    None: the number that the run had before, else OMP_NUM_THREADS, else one core is left to the
+    data worker, since more threads than free cores make a step up to 9 times slower.
     """
     from_environment = os.environ.get("OMP_NUM_THREADS")
     if num_threads is not None:
         reason = "asked for"
+    elif recorded is not None:
+        num_threads, reason = recorded, "as before"
     elif from_environment:
         num_threads, reason = int(from_environment), "OMP_NUM_THREADS"
     else:

@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 from torch import nn
 
-from data_io.sampled_format import TokenizerInfo
+from data_io.sampled_format import SampledData, TokenizerInfo
 from training.adam_atan2 import AdamATan2
 from training.checkpoint import (
     CONFIG_FILE,
@@ -81,6 +81,24 @@ def continue_run(
             f"{directory.path} has no checkpoint that can be continued from: {'; '.join(damaged)}"
         )
     return None, [*notes, "no complete checkpoint yet: starts from the beginning"]
+
+
+def fingerprint_of(data: SampledData, epochs: int) -> str:
+    """What tells the data of a run apart, and over how many epochs it was taken."""
+    return f"{epochs}:{data.fingerprint(epochs)}"
+
+
+def require_same_data(recorded: str | None, data: SampledData, config: RunConfig) -> None:
+    """ValueError where a run would be continued on other data than it began with."""
+    if recorded is None or config.new_run:
+        return
+    epochs = min(int(recorded.partition(":")[0]), data.num_epochs)
+    if fingerprint_of(data, epochs) != recorded:
+        raise ValueError(
+            f"the data in {config.data.path} is not what {config.checkpoint_path} was trained on "
+            "(other files or other content), so its position in it means nothing; bring the data "
+            "back, or start another run with another run_name"
+        )
 
 
 def start_from(config: RunConfig, model: nn.Module, optimizer: AdamATan2) -> str:
