@@ -68,7 +68,7 @@ def zipped(run_path: Path) -> dict[str, str]:
 def test_the_record_says_where_and_with_what(
     sources: Path, run_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["/somewhere/pretrain.py", "lr=1e-3", "seed=2"])
+    monkeypatch.setattr(sys, "orig_argv", ["python", "/somewhere/pretrain.py", "lr=1e-3", "seed=2"])
     record_environment(run_path, CHOICES)
     record = json.loads((run_path / ENVIRONMENT_FILE).read_text())
     assert record["choices"] == CHOICES

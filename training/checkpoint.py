@@ -105,6 +105,7 @@ class RunDirectory:
 
     def create(self, config: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
         """Writes configuration and data record first, and clears half-saved rests."""
+        self.world.barrier()  # other ranks may still be looking at what the folder holds
         if self.world.is_main:
             self.path.mkdir(parents=True, exist_ok=True)
             for rest in self.path.glob(".fsdp2_*"):

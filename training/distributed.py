@@ -6,8 +6,6 @@ Without `torchrun` the world is one process and every collective is a no-op.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -59,15 +57,6 @@ class World:
         """Waits for all ranks."""
         if self.size > 1:
             dist.barrier()
-
-    @contextmanager
-    def main_first(self) -> Iterator[None]:
-        """Rank 0 does the block alone, then the others do it."""
-        if not self.is_main:
-            self.barrier()
-        yield
-        if self.is_main:
-            self.barrier()
 
 
 def pick_device(name: str) -> torch.device:

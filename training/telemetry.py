@@ -6,7 +6,6 @@ Nothing here waits for the device but at the steps that are logged.
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Mapping
@@ -152,4 +151,4 @@ def cut_metrics(path: Path, last_step: int) -> None:
     if not path.exists():
         return
     kept = [line for line in read_metrics(path) if line["step"] <= last_step]
-    write_atomically(path, "".join(json.dumps(line) + os.linesep for line in kept))
+    write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
