@@ -49,7 +49,7 @@ def record_environment(run_path: Path, choices: Mapping[str, Any]) -> None:
         "platform": platform.platform(),
         "packages": {name: _version(name) for name in _PACKAGES},
         "cuda": torch.version.cuda,
-        "command": sys.orig_argv[1:],
+        "command": [Path(w).name if w.endswith(".py") else w for w in sys.orig_argv[1:]],
         "git_commit": commit,
         "git_clean": is_clean,
     }
