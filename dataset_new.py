@@ -61,6 +61,13 @@ def plan_epochs(
     for number in range(epoch, epochs):
         index = data.epoch(number)
         lengths = index.row_lengths()
+        longest = int(lengths.argmax())
+        if packing.micro_batch_size and lengths[longest] > packing.batch_tokens:
+            raise ValueError(
+                f"epoch {number} of {data.folder}: example {longest} takes {lengths[longest]} "
+                f"tokens, more than micro_batch_size={packing.micro_batch_size}; make "
+                "micro-batches at least that long"
+            )
         count = count_epoch(
             lengths,
             batch_max_length=packing.batch_max_length,

@@ -36,10 +36,10 @@ from training.distributed import World, set_threads, start_world, stop_world
 from training.environment import check_floors, record_environment, recorded_choices
 from training.interrupts import SaveSchedule, StopRequests
 from training.prefetch import load_batches
-from training.run_names import is_finished, names_in_sweep, resolve_run
+from training.run_names import names_in_sweep, resolve_run
 from training.schedule import backprop_steps_at, check_schedule, lr_at, published_total_steps
 from training.schema import RunConfig, checked_overrides, parse_config
-from training.starting import continue_run, fingerprint_of, require_same_data, start_from
+from training.starting import agree_on_start, fingerprint_of, load_start, require_same_data
 from training.step import NonFiniteLossError, train_step
 from training.summary import RunFacts, summary_lines
 from training.telemetry import MetricsLogger
@@ -64,8 +64,8 @@ class Run:
     logger: MetricsLogger
 
 
-def train(run: Run, progress: Progress) -> str:
-    """The loop: every epoch, every global batch, a step; returns how it ended."""
+def train(run: Run, progress: Progress) -> tuple[str, int]:
+    """The loop: every epoch, every global batch, a step; how it ended, and the exit code."""
     config = run.config
     limits = {"max_steps": config.max_steps, "max_minutes": config.max_minutes}
     schedule = SaveSchedule(run.world, config.checkpoint_steps, config.checkpoint_minutes)
@@ -80,11 +80,12 @@ def train(run: Run, progress: Progress) -> str:
                     save(run, f"fsdp2_step_{progress.step}", progress)
                     run.directory.prune_steps(config.keep_last)
                 if stop_reason:
-                    return f"stopped at step {progress.step:,} ({stop_reason}); it can be continued"
+                    outcome = f"stopped at step {progress.step:,} ({stop_reason})"
+                    return f"{outcome}; the same command goes on", requests.exit_code
             progress = Progress(epoch + 1, 0, progress.step, progress.tokens)
             if (epoch + 1) % config.checkpoint_interval == 0 or epoch + 1 == config.epochs:
                 save(run, f"fsdp2_epoch_{epoch + 1}", progress)
-    return "done"
+    return "done", 0
 
 
 def global_batches(run: Run, progress: Progress) -> Iterator[list[PackedBatch]]:
@@ -159,16 +160,18 @@ def set_up(config: RunConfig, notes: list[str], world: World) -> tuple[Run, Prog
     config, reason = resolve_run(config, world)
     directory = RunDirectory(Path(str(config.checkpoint_path)), world)
     say(world, f"run         {directory.path} ({reason})", *notes)
-    if not config.new_run and is_finished(directory, config.epochs):
+    start = agree_on_start(directory, config, world)
+    say(world, *start.notes)
+    if start.is_finished:
         say(world, f"finished already: {config.epochs} epochs; another run_name starts another run")
         return None
     chosen = recorded_choices(directory.path)
     require_same_data(chosen.get("data"), data, config)
-    threads, threads_reason = set_threads(config.num_threads, chosen.get("threads"))
-    packing, plan, facts = plan_run(config, data, world)
+    threads, threads_reason = set_threads(config.num_threads, chosen, world.size)
+    packing, plan, facts = plan_run(config, data, world, start.progress)
     torch.manual_seed(config.seed)
     built = build_model(config, facts.vocab_size, world, chosen)
-    model, choices = built.model, dict(built.lines)
+    model = built.model
     optimizer = AdamATan2(
         model.parameters(),
         lr=config.lr,
@@ -176,28 +179,23 @@ def set_up(config: RunConfig, notes: list[str], world: World) -> tuple[Run, Prog
         weight_decay=config.weight_decay,
         ema=config.ema,
     )
-    progress, log_state = Progress(), {}
-    checkpoint, differences = continue_run(directory, config, model, optimizer)
-    say(world, *differences)
-    if checkpoint:
-        progress, log_state = checkpoint.progress, checkpoint.log_state
-        choices["continued"] = f"{checkpoint.path.name}, step {progress.step:,}"
-    elif config.resume_from:
-        choices["starts from"] = start_from(config, model, optimizer)
+    choices = built.lines | load_start(start, config, model, optimizer)
     directory.create(config.model_dump(), data.metadata.train_metadata())
     choices["threads"] = f"{threads} ({threads_reason})"
     say(world, *summary_lines(config, facts, choices))
     if world.is_main:
         found = {"data": fingerprint_of(data, config.epochs), "threads": threads}
+        found["processes"] = world.size
         record_environment(directory.path, {**built.chosen, **found})
     logger = MetricsLogger(
         directory.path,
         world,
         log_interval=config.log_interval,
         total_steps=facts.counted_steps,
-        start=progress,
+        start=start.progress,
     )
-    logger.restore(log_state)
+    if start.checkpoint:
+        logger.restore(start.checkpoint.log_state)
     run = Run(
         config=config,
         world=world,
@@ -210,13 +208,13 @@ def set_up(config: RunConfig, notes: list[str], world: World) -> tuple[Run, Prog
         directory=directory,
         logger=logger,
     )
-    return run, progress
+    return run, start.progress
 
 
 def plan_run(
-    config: RunConfig, data: SampledData, world: World
+    config: RunConfig, data: SampledData, world: World, start: Progress
 ) -> tuple[RowPacking, EpochPlan, RunFacts]:
-    """How examples are packed, and the number of steps that this makes."""
+    """How examples are packed from where the run stands, and the steps that this makes in all."""
     packing = RowPacking(
         batch_max_length=config.global_batch_size // world.size,
         num_replicas=world.size,
@@ -224,16 +222,17 @@ def plan_run(
         target_only=config.data.target_only,
         micro_batch_size=config.micro_batch_size,
     )
-    plan = plan_epochs(data, packing, config.epochs)
+    plan = plan_epochs(data, packing, config.epochs, epoch=start.epoch, cursor=start.cursor)
+    counted = start.step + sum(plan.steps)
     published = published_total_steps(
         config.epochs, data.metadata.total_length, config.global_batch_size
     )
-    named = {"counted": sum(plan.steps), "published": published}
+    named = {"counted": counted, "published": published}
     total_steps = named.get(str(config.schedule_steps), config.schedule_steps)
     assert isinstance(total_steps, int)
     check_schedule(warmup_steps=config.lr_warmup_steps, total_steps=total_steps)
     facts = RunFacts(
-        steps_per_epoch=plan.steps,
+        counted_steps=counted,
         filled_share=1 - plan.padding_share,
         mean_keys=plan.mean_keys,
         vocab_size=data.metadata.padded_vocab_size,
@@ -246,6 +245,7 @@ def plan_run(
 @hydra.main(version_base=None, config_path="config", config_name="cfg_pretrain")
 def main(raw: DictConfig) -> None:
     """Runs a composed configuration, and turns bad input into one message and exit code 2."""
+    prepared = None
     try:
         check_floors()
         container = OmegaConf.to_container(raw, resolve=True)
@@ -256,20 +256,21 @@ def main(raw: DictConfig) -> None:
         config, notes = parse_config(plain)
         world = start_world(config.device)
         prepared = set_up(config, notes, world)
+        if prepared:
+            run, progress = prepared
+            outcome, exit_code = train(run, progress)
+            run.logger.close()
+            say(world, f"{outcome}: {run.directory.path}")
+            if exit_code:
+                sys.exit(exit_code)
+    except NonFiniteLossError as error:
+        assert prepared is not None
+        prepared[0].logger.close()
+        give_up(prepared[0].directory, str(error))
     except (ValueError, OSError) as error:
         if SHOWS_TRACEBACKS:
             raise
         refuse(str(error))
-    else:
-        if prepared:
-            run, progress = prepared
-            try:
-                outcome = train(run, progress)
-            except NonFiniteLossError as error:
-                run.logger.close()
-                give_up(run.directory, str(error))
-            run.logger.close()
-            say(world, f"{outcome}: {run.directory.path}")
     finally:
         stop_world()
 

@@ -136,8 +136,3 @@ class LanguageModel(nn.Module):
                 made[kind] = Rope.at(positions, *kind)
             ropes[name] = made[kind]
         return ropes
-
-
-def padded_vocab_size(vocab_size: int) -> int:
-    """The tokenizer's size, rounded up to what the model's embedding holds."""
-    return -(-vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE

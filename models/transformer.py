@@ -19,7 +19,7 @@ from models.layers import AttentionContext, GatedAttention, Rope, SwiGLU, rms_no
 class StackConfig(BaseModel):
     """Shape, variant and initialisation of one stack of blocks."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     n_layers: PositiveInt
     hidden_size: PositiveInt

@@ -22,9 +22,11 @@ sys.path.insert(0, str(ROOT))
 
 from evaluation.reasoning_tasks import score  # noqa: E402
 from simple_inference_engine import load_run  # noqa: E402
+from training.console import refuse  # noqa: E402
+from training.distributed import set_threads  # noqa: E402
 from training.plot import draw_curves, metrics_of  # noqa: E402
 from training.schema import checked_overrides  # noqa: E402
-from training.starting import stored_config  # noqa: E402
+from training.starting import choose_checkpoint, stored_config  # noqa: E402
 
 DATA = Path("data/reasoning")
 RUN_NAME, PROJECT = "nano-hrm", "quickstart"
@@ -48,26 +50,33 @@ def main() -> None:
     if any(argument in ("-h", "--help") for argument in overrides):
         print(__doc__)
         return
-    try:
-        checked_overrides(overrides, ROOT / "config")
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    names = [value[len("run_name=") :] for value in overrides if value.startswith("run_name=")]
-    run = Path("checkpoints") / PROJECT / (names[-1] if names else RUN_NAME)
+    run = run_of(overrides)
     if (run / RESULT_FILE).is_file():
+        result = json.loads((run / RESULT_FILE).read_text())
+        if result["settings"] != overrides:
+            refuse(
+                f"{run} was made with {' '.join(result['settings']) or 'no settings of its own'}; "
+                "give another run_name, or remove that folder"
+            )
         print("This quick start is done already; nothing is made again.\n")
-        show_result(run, json.loads((run / RESULT_FILE).read_text()))
+        show_result(run, result)
         say_what_next(run)
         return
     step("data", "scripts/make_reasoning_data.py", f"output={DATA}")
     step("training", "pretrain.py", "--config-name", "cfg_quickstart", *overrides)
+    config = stored_config(run)
+    assert config is not None
+    if choose_checkpoint(run).progress.epoch < config["epochs"]:
+        print("\ntraining was stopped; the same command goes on with it")
+        sys.exit(1)
+    set_threads(config["num_threads"], {}, 1)
     print("\n== answering held-out items before and after training", flush=True)
     before, after = answer(run, step=0), answer(run)
     result = {
         "accuracy_before": accuracy(before),
         "accuracy_after": accuracy(after),
         "items": len(after),
+        "settings": overrides,
         **speed(run),
         "total_seconds": round(time.monotonic() - started_at, 1),
     }
@@ -76,6 +85,20 @@ def main() -> None:
     show_result(run, result)
     show_answers(after)
     say_what_next(run)
+
+
+def run_of(overrides: list[str]) -> Path:
+    """The run directory of these settings; ends with code 2 where one is out of place here."""
+    for override in overrides:
+        key = override.partition("=")[0]
+        if override[0] in "-+~" or key in ("project_name", "checkpoint_path", "data", "data.path"):
+            refuse(f"{override!r} is not for the quick start; use pretrain.py itself")
+    try:
+        checked_overrides(overrides, ROOT / "config")
+    except ValueError as error:
+        refuse(str(error))
+    names = [value.removeprefix("run_name=") for value in overrides if value[:9] == "run_name="]
+    return Path("checkpoints") / PROJECT / (names[-1] if names else RUN_NAME)
 
 
 def step(title: str, *command: str) -> None:

@@ -208,7 +208,7 @@ DAMAGED = "the checkpoint is damaged"
 @pytest.mark.parametrize(
     ("damage", "told"),
     [
-        ("published in part", ("holds no complete checkpoint",)),
+        ("published in part", ("is no complete checkpoint",)),
         ("a tensor file changed", ("model/__0_0.distcp does not match its digest", DAMAGED)),
         ("a tensor file is missing", ("ema/__0_0.distcp is missing", DAMAGED)),
         ("metadata cut", ("model/.metadata does not match its digest", DAMAGED)),

@@ -73,14 +73,25 @@ def test_threads_are_set_by_rule(
         else:
             monkeypatch.setenv(name, value)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
-    assert set_threads(asked) == (expected, reason)
+    assert set_threads(asked, {}, 1) == (expected, reason)
     assert torch.get_num_threads() == expected
+
+
+def test_threads_of_before_are_used_again_with_as_many_processes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    recorded = {"threads": 3, "processes": 2}
+    assert set_threads(None, recorded, 2) == (3, "as before")
+    assert "left for data" in set_threads(None, recorded, 1)[1]
+    assert set_threads(1, recorded, 2)[1] == "asked for; it was 3: the run is no longer bit-equal"
 
 
 def test_denormal_numbers_are_flushed(monkeypatch: pytest.MonkeyPatch) -> None:
     smallest = torch.tensor(torch.finfo(torch.float32).tiny)
     assert smallest / 2 > 0
-    set_threads(1)
+    set_threads(1, {}, 1)
     assert smallest / 2 == 0
 
 

@@ -13,7 +13,6 @@ from pydantic import ValidationError
 
 from models import HRMConfig
 from models.flops import core_parameters, total_parameters, training_flops_per_token
-from models.language_model import padded_vocab_size
 from models.transformer import NetConfig, StackConfig
 from training.export_format import ARCH_ADAPTER
 
@@ -161,10 +160,6 @@ def test_the_mlp_is_rounded_up_to_256() -> None:
     for hidden_size, mlp_size in sizes.items():
         stack = StackConfig(n_layers=1, hidden_size=hidden_size, num_heads=hidden_size // 128)
         assert stack.mlp_size == mlp_size
-
-
-def test_the_vocabulary_is_rounded_up_to_256() -> None:
-    assert [padded_vocab_size(size) for size in (1, 256, 257, 65536)] == [256, 256, 512, 65536]
 
 
 def test_hrm_defaults_are_the_published_ones() -> None:

@@ -10,18 +10,45 @@ import torch
 from commands import write_tiny_data
 from net_cases import NETS, tiny_config
 from run_cases import TinyRun, run_config, whole_state
+from torch import nn
 
 from data_io.sampled_format import SampledData
-from training.checkpoint import CONFIG_FILE, METADATA_FILE, PROGRESS_FILE, Progress
+from training.adam_atan2 import AdamATan2
+from training.checkpoint import (
+    CONFIG_FILE,
+    METADATA_FILE,
+    PROGRESS_FILE,
+    Checkpoint,
+    Progress,
+    RunDirectory,
+)
+from training.distributed import World
+from training.schema import RunConfig
 from training.starting import (
     choose_checkpoint,
-    continue_run,
+    find_start,
     fingerprint_of,
+    load_start,
     require_same_data,
-    start_from,
     stored_config,
     stored_metadata,
 )
+
+
+def continue_run(
+    directory: RunDirectory, config: RunConfig, model: nn.Module, optimizer: AdamATan2
+) -> tuple[Checkpoint | None, list[str]]:
+    """What pretrain.py does on one rank."""
+    start = find_start(directory, config)
+    load_start(start, config, model, optimizer)
+    return start.checkpoint, list(start.notes)
+
+
+def start_from(config: RunConfig, model: nn.Module, optimizer: AdamATan2) -> str:
+    """The same for a new run that takes another one's weights."""
+    alone = World(rank=0, size=1, device=torch.device("cpu"))
+    directory = RunDirectory(Path(f"{config.checkpoint_path}-new"), alone)
+    return load_start(find_start(directory, config), config, model, optimizer)["starts from"]
 
 
 def test_a_new_folder_has_nothing_to_continue(tmp_path: Path) -> None:

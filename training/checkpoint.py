@@ -63,9 +63,10 @@ class Checkpoint:
             for name in sorted(listed | there):
                 _require_digest(self.path, name, digests)
 
-    def restore(self, model: nn.Module, optimizer: AdamATan2) -> None:
+    def restore(self, model: nn.Module, optimizer: AdamATan2, *, is_verified: bool = False) -> None:
         """Loads weights and optimizer state in place, whatever world size they were saved at."""
-        self.verify()
+        if not is_verified:
+            self.verify()
         state = training_state(model, optimizer)
         for folder, tensors in state.items():
             read_tensors_into(self.path / folder, tensors)
@@ -126,11 +127,11 @@ class RunDirectory:
 
     def _read(self) -> Iterator[Checkpoint | ValueError]:
         for path in sorted(self.path.glob("fsdp2_*")):
-            if _NAME.fullmatch(path.name) and (path / DIGESTS_FILE).is_file():
+            if _NAME.fullmatch(path.name):
                 try:
                     yield read_checkpoint(path)
-                except ValueError as error:
-                    yield error
+                except (ValueError, FileNotFoundError) as error:
+                    yield ValueError(str(error))
 
     def prune_steps(self, keep_last: int | None) -> None:
         """Removes all step checkpoints but the last ones (None: keeps all); never epochs' or 0."""
@@ -186,7 +187,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if not (path / DIGESTS_FILE).is_file():
         raise FileNotFoundError(
             f"{path} is no complete checkpoint ({DIGESTS_FILE} is missing): it was not published, "
-            "or is not one of ours; choose another"
+            "or is not one of ours"
         )
     _require_digest(path, PROGRESS_FILE, _read_digests(path))
     try:

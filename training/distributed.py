@@ -6,6 +6,7 @@ Without `torchrun` the world is one process and every collective is a no-op.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -103,24 +104,31 @@ def stop_world() -> None:
         dist.destroy_process_group()
 
 
-def set_threads(num_threads: int | None, recorded: int | None = None) -> tuple[int, str]:
+def set_threads(
+    num_threads: int | None, recorded: Mapping[str, Any], num_processes: int
+) -> tuple[int, str]:
     """Sets this process's threads for CPU kernels; returns their number and why it is that.
 
-    None: the number that the run had before, else OMP_NUM_THREADS, else one core is left to the
-    data worker, since more threads than free cores make a step up to 9 times slower.
+    None: OMP_NUM_THREADS, else what the run had before with as many processes (`recorded`), else
+    one core is left to the data worker, since more threads than free cores make a step up to 9
+    times slower.
     """
     from_environment = os.environ.get("OMP_NUM_THREADS")
+    before = recorded.get("threads") if recorded.get("processes") == num_processes else None
     if num_threads is not None:
         reason = "asked for"
-    elif recorded is not None:
-        num_threads, reason = recorded, "as before"
     elif from_environment:
         num_threads, reason = int(from_environment), "OMP_NUM_THREADS"
+    elif before is not None:
+        num_threads, reason = before, "as before"
     else:
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         num_threads = max(1, ((cores or 1) - 1) // processes)
         reason = f"{cores} cores, {processes} processes, one core left for data"
+    assert num_threads is not None
+    if before is not None and num_threads != before:
+        reason += f"; it was {before}: the run is no longer bit-equal"
     torch.set_num_threads(num_threads)
     # Second moments decay into denormal numbers, which CPUs compute slowly.
     torch.set_flush_denormal(True)

@@ -15,6 +15,7 @@ import torch
 from training.distributed import World
 
 SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1")
+EXIT_CODE = 75  # EX_TEMPFAIL: a signal stopped the run; the same command goes on with it
 
 
 class StopRequests:
@@ -24,6 +25,7 @@ class StopRequests:
         self.world = world
         self.max_steps = max_steps
         self.max_minutes = max_minutes
+        self.exit_code = 0
         self._started_at = time.monotonic()
         self._received: str | None = None
         self._previous: dict[signal.Signals, object] = {}
@@ -48,6 +50,7 @@ class StopRequests:
         wants = torch.tensor([self._received is not None, is_late], dtype=torch.int32)
         signalled, late = self.world.sum(wants).tolist()
         if signalled:
+            self.exit_code = EXIT_CODE
             return self._received or "a signal to another rank"
         return f"max_minutes={self.max_minutes}" if late else None
 

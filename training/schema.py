@@ -25,6 +25,11 @@ from pydantic import (
 from models import ArchConfig
 from models.transformer import StackConfig
 
+# Project and run are folder names: nothing that leads out of checkpoints/.
+FolderName = Annotated[
+    str,
+    Field(strict=False, coerce_numbers_to_str=True, min_length=1, pattern=r"^[^/\\.][^/\\]*$"),
+]
 Name = Annotated[str, Field(strict=False, coerce_numbers_to_str=True, min_length=1)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
@@ -32,7 +37,7 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 class DataConfig(BaseModel):
     """Where the sampled data lies and what of it is scored."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     path: Name
     target_only: bool = True  # False: the instruction is scored too
@@ -41,7 +46,7 @@ class DataConfig(BaseModel):
 class RunConfig(BaseModel):
     """One training run."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     arch: ArchConfig
     data: DataConfig
@@ -59,8 +64,8 @@ class RunConfig(BaseModel):
     schedule_steps: Literal["counted", "published"] | PositiveInt = "counted"
     seed: NonNegativeInt = 0
 
-    project_name: Name | None = None
-    run_name: Name | None = None
+    project_name: FolderName | None = None
+    run_name: FolderName | None = None
     checkpoint_path: Name | None = None
     new_run: bool = False  # start another run even where one could be continued
     resume_from: Name | None = None  # start from the weights of this run

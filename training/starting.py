@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from training.checkpoint import (
     EMA,
     METADATA_FILE,
     Checkpoint,
+    Progress,
     RunDirectory,
     read_checkpoint,
     training_state,
@@ -44,13 +47,50 @@ class TrainMetadata(BaseModel):
     tokenizer_info: TokenizerInfo
 
 
-def continue_run(
-    directory: RunDirectory, config: RunConfig, model: nn.Module, optimizer: AdamATan2
-) -> tuple[Checkpoint | None, list[str]]:
-    """Restores the newest whole checkpoint of this very run in place; notes say what differs.
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where a run begins: at a checkpoint of its own, at one of another run, or at nothing."""
 
-    ValueError when the folder holds another architecture, or something that is no run; a damaged
-    checkpoint is named and the one before it is used.
+    checkpoint: Checkpoint | None  # of this run: it is continued
+    source: Checkpoint | None  # of the run in resume_from
+    is_finished: bool
+    notes: tuple[str, ...]  # for the user: what differs, what was skipped
+
+    @property
+    def progress(self) -> Progress:
+        return self.checkpoint.progress if self.checkpoint else Progress()
+
+
+def agree_on_start(directory: RunDirectory, config: RunConfig, world: World) -> Start:
+    """`find_start` on rank 0, for all ranks: they must not look while another one writes."""
+    found: dict[str, Any] = {}
+    if world.is_main:
+        try:
+            start = find_start(directory, config)
+            found = {
+                "checkpoint": str(start.checkpoint.path) if start.checkpoint else None,
+                "source": str(start.source.path) if start.source else None,
+                "is_finished": start.is_finished,
+                "notes": start.notes,
+            }
+        except (ValueError, OSError) as error:
+            found = {"error": str(error)}
+    found = json.loads(world.broadcast(json.dumps(found)))
+    if "error" in found:
+        raise ValueError(found["error"])
+    return Start(
+        checkpoint=read_checkpoint(Path(found["checkpoint"])) if found["checkpoint"] else None,
+        source=read_checkpoint(Path(found["source"])) if found["source"] else None,
+        is_finished=found["is_finished"],
+        notes=tuple(found["notes"]),
+    )
+
+
+def find_start(directory: RunDirectory, config: RunConfig) -> Start:
+    """The newest whole checkpoint of this very run, verified; else what `resume_from` names.
+
+    ValueError when the folder holds another architecture, or something that is no run, or a
+    finished run of other settings; a damaged checkpoint is named and the one before it is used.
     """
     stored = stored_config(directory.path)
     if stored is None:
@@ -59,7 +99,7 @@ def continue_run(
                 f"{directory.path} holds something, but no run ({CONFIG_FILE} is missing); "
                 "choose another checkpoint_path, or empty the folder"
             )
-        return None, []
+        return Start(None, _find_source(config), False, ())
     wanted = config.model_dump()
     _require_same_arch(stored, wanted, directory.path)
     if config.new_run:
@@ -71,16 +111,65 @@ def continue_run(
     damaged = directory.damaged()
     for checkpoint in reversed(directory.checkpoints()):
         try:
-            checkpoint.restore(model, optimizer)
+            checkpoint.verify()
         except (ValueError, OSError) as error:
             damaged.append(str(error))
             continue
-        return checkpoint, [*notes, *(f"skipped a checkpoint: {reason}" for reason in damaged)]
+        is_finished = checkpoint.progress.epoch >= config.epochs
+        if is_finished and notes:
+            raise ValueError(
+                f"{directory.path} holds a finished run with other settings ({'; '.join(notes)}); "
+                "choose another run_name or checkpoint_path"
+            )
+        skipped = (f"skipped a checkpoint: {reason}" for reason in damaged)
+        return Start(checkpoint, None, is_finished, (*notes, *skipped))
     if damaged:
         raise ValueError(
             f"{directory.path} has no checkpoint that can be continued from: {'; '.join(damaged)}"
         )
-    return None, [*notes, "no complete checkpoint yet: starts from the beginning"]
+    notes.append("no complete checkpoint yet: starts from the beginning")
+    return Start(None, _find_source(config), False, tuple(notes))
+
+
+def load_start(
+    start: Start, config: RunConfig, model: nn.Module, optimizer: AdamATan2
+) -> dict[str, str]:
+    """Loads what the run begins with, in place; what that is, for the summary."""
+    if start.checkpoint:
+        start.checkpoint.restore(model, optimizer, is_verified=True)
+        return {"continued": f"{start.checkpoint.path.name}, step {start.progress.step:,}"}
+    if not start.source:
+        return {}
+    if not config.weights_only_resume_from_ema:
+        start.source.restore(model, optimizer, is_verified=True)
+        return {"starts from": f"{start.source.path} (weights, optimizer state)"}
+    state = training_state(model, optimizer)
+    read_tensors_into(start.source.path / EMA, state["model"])
+    with torch.no_grad():
+        for name, average in state.get(EMA, {}).items():
+            average.copy_(state["model"][name])
+    return {"starts from": f"{start.source.path} (EMA weights)"}
+
+
+def _find_source(config: RunConfig) -> Checkpoint | None:
+    """The checkpoint that `resume_from` names, verified."""
+    if config.resume_from is None:
+        return None
+    run = Path(config.resume_from)
+    stored = stored_config(run)
+    if stored is None:
+        raise FileNotFoundError(
+            f"resume_from={run} is no run directory ({CONFIG_FILE} is missing); give the folder "
+            "that holds fsdp2_epoch_N"
+        )
+    _require_same_arch(stored, config.model_dump(), run)
+    checkpoint = choose_checkpoint(run, epoch=config.resume_epoch)
+    if config.weights_only_resume_from_ema and not checkpoint.has_ema:
+        raise ValueError(
+            f"{checkpoint.path} holds no EMA weights; leave weights_only_resume_from_ema out"
+        )
+    checkpoint.verify(*((EMA,) if config.weights_only_resume_from_ema else ()))
+    return checkpoint
 
 
 def fingerprint_of(data: SampledData, epochs: int) -> str:
@@ -99,33 +188,6 @@ def require_same_data(recorded: str | None, data: SampledData, config: RunConfig
             "(other files or other content), so its position in it means nothing; bring the data "
             "back, or start another run with another run_name"
         )
-
-
-def start_from(config: RunConfig, model: nn.Module, optimizer: AdamATan2) -> str:
-    """Takes weights (and optimizer state, unless EMA alone is asked for) of `resume_from`."""
-    source = Path(str(config.resume_from))
-    stored = stored_config(source)
-    if stored is None:
-        raise FileNotFoundError(
-            f"resume_from={source} is no run directory ({CONFIG_FILE} is missing); give the folder "
-            "that holds fsdp2_epoch_N"
-        )
-    _require_same_arch(stored, config.model_dump(), source)
-    checkpoint = choose_checkpoint(source, epoch=config.resume_epoch)
-    if not config.weights_only_resume_from_ema:
-        checkpoint.restore(model, optimizer)
-        return f"{checkpoint.path} (weights, optimizer state)"
-    if not checkpoint.has_ema:
-        raise ValueError(
-            f"{checkpoint.path} holds no EMA weights; leave weights_only_resume_from_ema out"
-        )
-    checkpoint.verify(EMA)
-    state = training_state(model, optimizer)
-    read_tensors_into(checkpoint.path / EMA, state["model"])
-    with torch.no_grad():
-        for name, average in state.get(EMA, {}).items():
-            average.copy_(state["model"][name])
-    return f"{checkpoint.path} (EMA weights)"
 
 
 def choose_checkpoint(

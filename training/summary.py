@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from models.flops import core_parameters, total_parameters, training_flops_per_token
 from models.hrm import HRMConfig
 from models.transformer import NetConfig
+from models.trm import TRMConfig
 from training.schema import RunConfig
 
 
@@ -14,16 +15,12 @@ from training.schema import RunConfig
 class RunFacts:
     """What the data and its packing say about a run, known before its first step."""
 
-    steps_per_epoch: tuple[int, ...]
+    counted_steps: int
     filled_share: float  # of all rows, the part that is no padding
     mean_keys: float  # tokens that a token sees, on average over the run's data
     vocab_size: int
     total_steps: int  # of the learning-rate and bp schedules
     published_steps: int
-
-    @property
-    def counted_steps(self) -> int:
-        return sum(self.steps_per_epoch)
 
 
 def summary_lines(config: RunConfig, facts: RunFacts, choices: dict[str, str]) -> list[str]:
@@ -45,7 +42,7 @@ def summary_lines(config: RunConfig, facts: RunFacts, choices: dict[str, str]) -
     }
     width = max(len(name) for name in lines)
     text = [f"{name:<{width}}  {value}" for name, value in lines.items()]
-    if not trains_embedding(arch):
+    if isinstance(arch, TRMConfig) and not trains_embedding(arch):
         text.append(
             "note: no gradient reaches the token embedding, which stays as initialised "
             "(as published; H_bp_steps=2 trains it)"
