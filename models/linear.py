@@ -35,7 +35,7 @@ def set_linear_kernel(name: str) -> None:
 def pick_linear_kernel(device: torch.device, width: int) -> tuple[str, str]:
     """The faster kernel for matrices of that width here, by a probe of milliseconds, and why."""
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():
-        return "mkl", "the only one here"
+        return "mkl", "the choice is one of CPUs with oneDNN alone"
     x, weight = torch.ones(PROBE_ROWS, width), torch.ones(4 * width, width)
     plain_s = _fastest(lambda: F.linear(x, weight))
     onednn_s = _fastest(lambda: _product(x, weight))

@@ -266,3 +266,12 @@ def test_configuration_and_data_record_are_there_from_the_start(tmp_path: Path) 
     RunDirectory(tmp_path / "run", ALONE).create({"lr": 0.1}, {"vocab_size": 512})
     read = {path.name: yaml.safe_load(path.read_text()) for path in (tmp_path / "run").iterdir()}
     assert read == {"all_config.yaml": {"lr": 0.1}, "train_metadata.yaml": {"vocab_size": 512}}
+
+
+def test_a_checkpoint_that_was_being_replaced_is_brought_back(tmp_path: Path) -> None:
+    run = TinyRun(tmp_path / "run").create()
+    run.save("fsdp2_step_3", Progress(step=3))
+    folder = run.directory.path
+    (folder / "fsdp2_step_3").rename(folder / ".fsdp2_step_3.replaced")
+    run.directory.recover()
+    assert [c.path.name for c in run.directory.checkpoints()] == ["fsdp2_step_3"]

@@ -131,9 +131,9 @@ def test_untested_devices_are_called_untested(monkeypatch: pytest.MonkeyPatch) -
     assert device_note(torch.device("cpu")) == "CPU"
     assert "untested" in device_note(torch.device("mps"))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Some card")
-    assert device_note(torch.device("cuda")) == "Some card"
+    assert device_note(torch.device("cuda")) == "Some card (CUDA: untested)"
     monkeypatch.setattr(torch.version, "hip", "6.0")
-    assert device_note(torch.device("cuda")) == "Some card (ROCm build: untested)"
+    assert device_note(torch.device("cuda")) == "Some card (ROCm: untested)"
 
 
 def test_without_torchrun_the_world_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:

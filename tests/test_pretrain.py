@@ -31,7 +31,11 @@ from training.schema import parse_config
 from training.telemetry import read_metrics
 from training.tensor_store import read_tensors
 
-SAVING = ("checkpoint_steps=7", "log_interval=3")  # 3 does not divide 7: sums outlive a stop
+SAVING = (
+    "checkpoint_steps=7",
+    "keep_last=null",
+    "log_interval=3",
+)  # 3 does not divide 7: sums outlive a stop
 CONTINUED = "the newest unfinished run with these settings; new_run=true starts another"
 TENSORS = ("model", "ema", "optimizer")
 

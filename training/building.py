@@ -43,7 +43,7 @@ def build_model(
         {
             "device": f"{device_note(world.device)}, {kind} compute, {world.size} process(es)",
             "attention": f"{attention.name} ({attention_reason})",
-            "linear": f"{linear} ({linear_reason})",
+            **({"linear": f"{linear} ({linear_reason})"} if world.device.type == "cpu" else {}),
         },
     )
 

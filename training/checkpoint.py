@@ -115,6 +115,13 @@ class RunDirectory:
             write_atomically(self.path / METADATA_FILE, yaml.safe_dump(dict(metadata)))
         self.world.barrier()
 
+    def recover(self) -> None:
+        """Brings a checkpoint back that was being replaced when the run was killed."""
+        for replaced in self.path.glob(".fsdp2_*.replaced"):
+            target = self.path / replaced.name[1:].removesuffix(".replaced")
+            if not target.exists():
+                replaced.rename(target)
+
     def checkpoints(self) -> list[Checkpoint]:
         """Complete checkpoints, the furthest last; `damaged` tells of those left out."""
         found = [each for each in self._read() if isinstance(each, Checkpoint)]

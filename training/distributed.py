@@ -78,8 +78,8 @@ def pick_device(name: str) -> torch.device:
 def device_note(device: torch.device) -> str:
     """Which device this is, and whether anybody has tried it."""
     if device.type == "cuda":
-        note = " (ROCm build: untested)" if torch.version.hip else ""
-        return f"{torch.cuda.get_device_name(device)}{note}"
+        kind = "ROCm" if torch.version.hip else "CUDA"
+        return f"{torch.cuda.get_device_name(device)} ({kind}: untested)"
     return {"mps": "Apple GPU (MPS: untested)", "cpu": "CPU"}[device.type]
 
 

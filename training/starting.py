@@ -66,6 +66,7 @@ def agree_on_start(directory: RunDirectory, config: RunConfig, world: World) -> 
     found: dict[str, Any] = {}
     if world.is_main:
         try:
+            directory.recover()
             start = find_start(directory, config)
             found = {
                 "checkpoint": str(start.checkpoint.path) if start.checkpoint else None,
