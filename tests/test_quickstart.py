@@ -39,10 +39,30 @@ def test_it_learns_the_held_out_tasks(seed: int, tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoints", "data"]
 
 
-def test_a_wrong_setting_stops_it_before_anything_is_trained(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("lrr=3", "did you mean lr?"),
+        ("checkpoint_path=x", "is not for the quick start"),
+        ("--cfg", "is not for the quick start"),
+    ],
+)
+def test_a_wrong_setting_stops_it_before_anything_is_made(
+    setting: str, told: str, tmp_path: Path
+) -> None:
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), "lrr=3"], cwd=tmp_path, capture_output=True, text=True
+        [sys.executable, str(SCRIPT), setting], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 2
-    assert "did you mean lr?" in done.stderr
+    assert told in done.stderr and "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir()), "nothing is half made"
+
+
+def test_results_of_other_settings_are_not_shown_as_these(tmp_path: Path) -> None:
+    run = tmp_path / "checkpoints/quickstart/nano-hrm"
+    run.mkdir(parents=True)
+    (run / "quickstart.json").write_text(json.dumps({"settings": ["seed=1"]}))
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), "seed=2"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and "was made with seed=1" in done.stderr
