@@ -9,6 +9,7 @@ one setting of the process, as the number of threads is.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 
 KERNELS = ("mkl", "onednn")
 MIN_ROWS = 64  # below this the plain call is faster (a decoding step has few rows)
-PROBE_ROWS, PROBE_REPEATS = 512, 7
+PROBE_ROWS, PROBE_ROUNDS, PROBE_S = 512, 3, 0.1  # at least so many rounds, and so long
 WORTHWHILE = 1.15  # oneDNN must be this much faster to be chosen
 
 _chosen = "mkl"
@@ -33,12 +34,11 @@ def set_linear_kernel(name: str) -> None:
 
 
 def pick_linear_kernel(device: torch.device, width: int) -> tuple[str, str]:
-    """The faster kernel for matrices of that width here, by a probe of milliseconds, and why."""
+    """The faster kernel for matrices of that width here, by a probe of 0.1 s, and why."""
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return "mkl", "the choice is one of CPUs with oneDNN alone"
     x, weight = torch.ones(PROBE_ROWS, width), torch.ones(4 * width, width)
-    plain_s = _fastest(lambda: F.linear(x, weight))
-    onednn_s = _fastest(lambda: _product(x, weight))
+    plain_s, onednn_s = _fastest(lambda: F.linear(x, weight), lambda: _product(x, weight))
     name = "onednn" if plain_s > WORTHWHILE * onednn_s else "mkl"
     return name, f"oneDNN takes {onednn_s / plain_s:.2f} of MKL's time"
 
@@ -85,10 +85,15 @@ class _Linear(torch.autograd.Function):
         return grad_x, grad_weight
 
 
-def _fastest(call) -> float:
-    elapsed_s = []
-    for _ in range(PROBE_REPEATS):
-        started_at = time.perf_counter()
-        call()
-        elapsed_s.append(time.perf_counter() - started_at)
-    return min(elapsed_s)
+def _fastest(*calls: Callable[[], Tensor]) -> list[float]:
+    """Seconds of the fastest try of each, taken in turn: what slows one down slows all down."""
+    best_s = [float("inf")] * len(calls)
+    ends_at = time.monotonic() + PROBE_S
+    rounds = 0
+    while rounds < PROBE_ROUNDS or time.monotonic() < ends_at:
+        rounds += 1
+        for number, call in enumerate(calls):
+            started_at = time.perf_counter()
+            call()
+            best_s[number] = min(best_s[number], time.perf_counter() - started_at)
+    return best_s

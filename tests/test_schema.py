@@ -112,7 +112,7 @@ def test_choices_from_a_folder_of_ones_own_are_left_to_hydra(tmp_path: Path) -> 
         (["seed=true"], "seed=true must be a valid integer"),
         (["new_run=1"], "new_run=1 must be a valid boolean"),
         (["ema=1.0"], "ema=1.0 must be less than 1"),
-        (["run_name=''"], "run_name= String should have at least 1 character"),
+        (["run_name=''"], "run_name= must be a folder's plain name"),
         (["data_workers=2"], "data_workers=2 must be 0 or 1"),
         (["fwd_bwd_dtype=float16"], "fwd_bwd_dtype=float16 must be 'auto', 'bfloat16' or"),
         (

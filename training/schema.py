@@ -26,10 +26,7 @@ from models import ArchConfig
 from models.transformer import StackConfig
 
 # Project and run are folder names: nothing that leads out of checkpoints/.
-FolderName = Annotated[
-    str,
-    Field(strict=False, coerce_numbers_to_str=True, min_length=1, pattern=r"^[^/\\.][^/\\]*$"),
-]
+FolderName = Annotated[str, Field(strict=False, coerce_numbers_to_str=True, pattern=r"^\w[^/\\]*$")]
 Name = Annotated[str, Field(strict=False, coerce_numbers_to_str=True, min_length=1)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
@@ -161,6 +158,8 @@ def _broken_rule(finding: Mapping[str, Any]) -> tuple[str, str]:
             return key, f"is required and has no value; give {key}=..."
         case "value_error":
             return f"{key}:" if key else "", str(finding.get("ctx", {}).get("error"))
+        case "string_pattern_mismatch":
+            return f"{key}={value}", "must be a folder's plain name"
         case "union_tag_invalid" | "union_tag_not_found":
             return "arch.name", f"must be one of {', '.join(_net_names())}; give arch/net@arch=..."
     if value is None:
