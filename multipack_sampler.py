@@ -94,16 +94,9 @@ class MultipackSampler:
         self.cursor = cursor
 
     def __iter__(self) -> Iterator[RankRow]:
-        start = self.cursor
-        while start < len(self.lengths):
-            indices, used = _rank_row(
-                self.lengths, start, self.num_replicas, self.batch_max_length, self.rank
-            )
-            stop = start + used
-            if used < self.num_replicas or (self.drop_last_batch and stop == len(self.lengths)):
-                return
-            yield RankRow(indices, start, stop)
-            start = stop
+        for part in self.in_micro_rows(self.batch_max_length):
+            (indices,) = part.rows  # a row fits into a micro row of its own width
+            yield RankRow(indices, part.start_cursor, part.next_cursor)
 
     def in_micro_rows(self, width: int) -> Iterator[MicroRows]:
         """The same global batches, each row packed first-fit into micro rows of `width` tokens.
@@ -111,8 +104,8 @@ class MultipackSampler:
         Every rank makes as many micro rows as the rank that needs most. ValueError for an example
         longer than `width`.
         """
-        longest = int(self.lengths.argmax())
-        if self.lengths[longest] > width:
+        if self.lengths.max(initial=0) > width:
+            longest = int(self.lengths.argmax())
             raise ValueError(
                 f"example {longest} takes {self.lengths[longest]} tokens, more than "
                 f"micro_batch_size={width}; make micro batches at least that long"
@@ -296,21 +289,6 @@ def _pack_window(lengths: Int32s, start: int, rows: int, width: int) -> tuple[Ke
     if placed != low:
         _place(keys, low, rows, width, row_of)
     return keys, row_of, low
-
-
-@njit(cache=True, nogil=True)
-def _rank_row(
-    lengths: Int32s, start: int, rows: int, width: int, rank: int
-) -> tuple[NDArray[np.int64], int]:
-    """One rank's examples of the next global batch, and the number of examples of all ranks."""
-    keys, row_of, used = _pack_window(lengths, start, rows, width)
-    indices = np.empty(len(keys) + 1, np.int64)
-    count = 0
-    for position in range(len(keys) - 1, -1, -1):
-        offset = keys[position] & OFFSET_MASK
-        indices[count] = start + offset
-        count += offset < used and row_of[position] == rank
-    return indices[:count].copy(), used
 
 
 @njit(cache=True, nogil=True)

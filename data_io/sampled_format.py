@@ -238,18 +238,6 @@ class SampledData:
                 "that made the data, or correct vocab_size"
             )
 
-    def tokenizer_file(self) -> Path:
-        """tokenizer.json: where `tokenizer_path` says, or else beside the data."""
-        self.metadata.tokenizer_info.require("tokenizer_path")
-        named = Path(self.metadata.tokenizer_info.tokenizer_path or "")
-        for path in (named, named / "tokenizer.json", self.folder / "tokenizer.json"):
-            if path.is_file():
-                return path
-        raise FileNotFoundError(
-            f"tokenizer_path={str(named)!r} does not exist here, nor does "
-            f"{self.folder / 'tokenizer.json'}; copy the tokenizer.json that made the data there"
-        )
-
     def fingerprint(self, num_epochs: int) -> str:
         """Tells data apart for checkpoints: sizes, and up to 2 MiB of each file the run reads."""
         paths = [f"epoch_{k}/{name}.npy" for k in range(num_epochs) for name in INDEX_NAMES]

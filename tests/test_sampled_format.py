@@ -187,26 +187,6 @@ def test_ids_of_large_data_are_checked_as_they_are_read(
         data.check_ids(data.tokens()[2:4], "in example 7")
 
 
-def test_the_tokenizer_is_found_where_it_is_named_or_beside_the_data(
-    folder: Path, tmp_path: Path
-) -> None:
-    def named(path: Path) -> SampledData:
-        change_metadata(folder, tokenizer_info={"vocab_size": 300, "tokenizer_path": str(path)})
-        return SampledData.open(folder)
-
-    with pytest.raises(FileNotFoundError, match=r"copy the tokenizer\.json that made the data"):
-        named(tmp_path / "elsewhere").tokenizer_file()
-    (folder / "tokenizer.json").touch()
-    assert named(tmp_path / "elsewhere").tokenizer_file() == folder / "tokenizer.json"
-    (tmp_path / "tok").mkdir()
-    (tmp_path / "tok" / "tokenizer.json").touch()
-    for path in (tmp_path / "tok", tmp_path / "tok" / "tokenizer.json"):
-        assert named(path).tokenizer_file() == tmp_path / "tok" / "tokenizer.json"
-    change_metadata(folder)
-    with pytest.raises(ValueError, match="tokenizer_info lacks tokenizer_path: such data can be"):
-        SampledData.open(folder).tokenizer_file()
-
-
 def test_the_fingerprint_follows_content_and_not_place(folder: Path, tmp_path: Path) -> None:
     first = SampledData.open(folder).fingerprint(2)
     shutil.copytree(folder, tmp_path / "copy")
