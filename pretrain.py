@@ -270,6 +270,9 @@ def main(raw: DictConfig) -> None:
     except (ValueError, OSError) as error:
         if SHOWS_TRACEBACKS:
             raise
+        if prepared:  # it was training: a full disk, a bad token id in data too large to scan
+            prepared[0].logger.close()
+            refuse(f"{error}; HYDRA_FULL_ERROR=1 shows where")
         refuse(str(error))
     finally:
         stop_world()
