@@ -31,6 +31,7 @@ from models.language_model import LanguageModel
 from training.adam_atan2 import AdamATan2
 from training.building import build_model
 from training.checkpoint import Progress, RunDirectory, training_state
+from training.command_line import checked_overrides, parse_config
 from training.console import give_up, refuse, say
 from training.distributed import World, set_threads, start_world, stop_world
 from training.environment import check_floors, record_environment, recorded_choices
@@ -38,7 +39,7 @@ from training.interrupts import SaveSchedule, StopRequests
 from training.prefetch import load_batches
 from training.run_names import names_in_sweep, resolve_run
 from training.schedule import backprop_steps_at, check_schedule, lr_at, published_total_steps
-from training.schema import RunConfig, checked_overrides, parse_config
+from training.schema import RunConfig
 from training.starting import agree_on_start, fingerprint_of, load_start, require_same_data
 from training.step import NonFiniteLossError, train_step
 from training.summary import RunFacts, summary_lines

@@ -22,10 +22,10 @@ sys.path.insert(0, str(ROOT))
 
 from evaluation.reasoning_tasks import score  # noqa: E402
 from simple_inference_engine import load_run  # noqa: E402
+from training.command_line import checked_overrides  # noqa: E402
 from training.console import refuse  # noqa: E402
 from training.distributed import set_threads  # noqa: E402
 from training.plot import draw_curves, metrics_of  # noqa: E402
-from training.schema import checked_overrides  # noqa: E402
 from training.starting import choose_checkpoint, stored_config  # noqa: E402
 
 DATA = Path("data/reasoning")

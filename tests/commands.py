@@ -27,7 +27,8 @@ from data_io.byte_tokenizer import write_byte_tokenizer
 from data_io.sampled_format import EpochIndex, TokenizerInfo
 from data_io.sampled_writer import SampledWriter
 from data_io.special_tokens import BOQ, CONDITION_TOKENS, EOA, EOQ
-from training.schema import RunConfig, checked_overrides, parse_config
+from training.command_line import checked_overrides, parse_config
+from training.schema import RunConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 PRETRAIN, CONFIG = ROOT / "pretrain.py", ROOT / "config"

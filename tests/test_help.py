@@ -10,7 +10,8 @@ import yaml
 from commands import CONFIG, composed, resolved, run_pretrain
 
 from models.transformer import StackConfig
-from training.schema import GROUPS, RunConfig, legal_keys, parse_config
+from training.command_line import parse_config
+from training.schema import GROUPS, RunConfig, ValDataConfig, legal_keys
 
 SECTION = re.compile(r"^([A-Z]{3,}.*)\n((?:(?:  .*)?\n)+)", re.MULTILINE)
 
@@ -67,6 +68,10 @@ def test_help_gives_the_default_of_keys_that_no_file_sets(sections: dict[str, st
         if key in RunConfig.model_fields:
             assert bool(default) == (key not in shown), key
             field_default = RunConfig.model_fields[key].default
+        elif key == "val_data.path":
+            field_default = None  # of the whole section
+        elif key.startswith("val_data."):
+            field_default = ValDataConfig.model_fields[key.removeprefix("val_data.")].default
         else:
             name = key.removeprefix("arch.")
             field = StackConfig.model_fields.get(name)

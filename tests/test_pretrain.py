@@ -26,8 +26,8 @@ from commands import (
 )
 from torch import Tensor
 
+from training.command_line import parse_config
 from training.environment import CODE_FILE
-from training.schema import parse_config
 from training.telemetry import read_metrics
 from training.tensor_store import read_tensors
 

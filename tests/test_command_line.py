@@ -9,7 +9,8 @@ import pytest
 from commands import CONFIG, composed, resolved
 
 from models.hrm import HRMConfig
-from training.schema import checked_overrides, legal_keys, parse_config
+from training.command_line import checked_overrides, parse_config
+from training.schema import legal_keys
 
 PUBLISHED_KEYS = """
 arch.name arch.head arch.half_layers arch.n_layers arch.hidden_size arch.num_heads arch.expansion
