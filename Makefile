@@ -16,7 +16,7 @@ TESTS ?= tests
 VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
-TEST_ENV := HF_HUB_OFFLINE=1 WANDB_MODE=offline OMP_NUM_THREADS=1
+TEST_ENV := HF_HUB_OFFLINE=1 WANDB_MODE=disabled OMP_NUM_THREADS=1
 
 PYTHON_CANDIDATES = $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python3.14)
 IS_SUITABLE := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))

@@ -14,8 +14,10 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import hydra
 import torch
@@ -24,26 +26,33 @@ from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from data_io.row_planning import RowPacking, heaviest_cursors
 from data_io.sampled_format import SampledData
-from dataset_new import EpochPlan, PrefixLMDataset, RowPacking, plan_epochs
+from dataset_new import PrefixLMDataset
+from evaluation.during_training import HeldOut, HeldOutWatch
 from models.batch import PackedBatch
 from models.language_model import LanguageModel
 from training.adam_atan2 import AdamATan2
-from training.building import build_model
+from training.building import build_model, build_optimizer
 from training.checkpoint import Progress, RunDirectory, training_state
 from training.command_line import checked_overrides, parse_config
 from training.console import give_up, refuse, say
-from training.distributed import World, set_threads, start_world, stop_world
+from training.diagnostics import watched
+from training.distributed import World, make_deterministic, set_threads, start_world, stop_world
 from training.environment import check_floors, record_environment, recorded_choices
+from training.inherited_arch import ChosenArch, chosen_arch, inherit_arch
 from training.interrupts import SaveSchedule, StopRequests
-from training.prefetch import load_batches
+from training.prefetch import load_global_batches
+from training.rehearsal import Rehearsal, checksum
 from training.run_names import names_in_sweep, resolve_run
-from training.schedule import backprop_steps_at, check_schedule, lr_at, published_total_steps
+from training.run_records import fingerprint_of, require_same_data, require_same_vocabulary
+from training.schedule import scheduled
 from training.schema import RunConfig
-from training.starting import agree_on_start, fingerprint_of, load_start, require_same_data
+from training.starting import Start, agree_on_start, load_start
 from training.step import NonFiniteLossError, train_step
 from training.summary import RunFacts, summary_lines
 from training.telemetry import MetricsLogger
+from training.trackers import open_tracker
 
 CONFIG_DIR = Path(__file__).parent / "config"
 SHOWS_TRACEBACKS = bool(os.environ.get("HYDRA_FULL_ERROR"))  # instead of one message
@@ -57,12 +66,12 @@ class Run:
     world: World
     data: SampledData
     packing: RowPacking
-    num_slots: int
-    total_steps: int
+    facts: RunFacts
     model: LanguageModel
     optimizer: AdamATan2
     directory: RunDirectory
     logger: MetricsLogger
+    held_out: HeldOutWatch | None = None
 
 
 def train(run: Run, progress: Progress) -> tuple[str, int]:
@@ -76,6 +85,8 @@ def train(run: Run, progress: Progress) -> tuple[str, int]:
         for epoch in range(progress.epoch, config.epochs):
             for micro_batches in global_batches(run, progress):
                 progress = step(run, micro_batches, progress)
+                if run.held_out and run.held_out.is_due(progress.step):
+                    run.held_out.look(progress)
                 stop_reason = requests.reason(progress.step)
                 if stop_reason or schedule.is_due(progress.step):
                     save(run, f"fsdp2_step_{progress.step}", progress)
@@ -83,6 +94,8 @@ def train(run: Run, progress: Progress) -> tuple[str, int]:
                 if stop_reason:
                     outcome = f"stopped at step {progress.step:,} ({stop_reason})"
                     return f"{outcome}; the same command goes on", requests.exit_code
+            if run.held_out and epoch + 1 == config.epochs:
+                run.held_out.look(progress)
             progress = Progress(epoch + 1, 0, progress.step, progress.tokens)
             if (epoch + 1) % config.checkpoint_interval == 0 or epoch + 1 == config.epochs:
                 save(run, f"fsdp2_epoch_{epoch + 1}", progress)
@@ -90,57 +103,31 @@ def train(run: Run, progress: Progress) -> tuple[str, int]:
 
 
 def global_batches(run: Run, progress: Progress) -> Iterator[list[PackedBatch]]:
-    """This rank's micro-batches of each global batch of the current epoch, on the device.
-
-    They start where the run stands; each is on its way while the one before it is computed.
-    """
-    is_cuda = run.world.device.type == "cuda"
-    dataset = PrefixLMDataset(
-        run.data,
-        run.packing,
-        num_slots=run.num_slots,
-        epoch=progress.epoch,
-        cursor=progress.cursor,
-        rank=run.world.rank,
-    )
-    complete: list[PackedBatch] = []
-    coming: list[PackedBatch] = []
-    for batch in load_batches(dataset, num_workers=run.config.data_workers, pin_memory=is_cuda):
-        coming.append(batch.to(run.world.device, non_blocking=is_cuda))
-        if batch.micro_index + 1 < batch.num_micro:
-            continue
-        if complete:
-            yield complete
-        complete, coming = coming, []
-    if complete:
-        yield complete
+    """This rank's micro-batches of each global batch of the epoch, from where the run stands."""
+    position = {"epoch": progress.epoch, "cursor": progress.cursor, "rank": run.world.rank}
+    num_slots = run.facts.num_slots
+    dataset = PrefixLMDataset(run.data, run.packing, num_slots=num_slots, **position)
+    return load_global_batches(dataset, run.world.device, num_workers=run.config.data_workers)
 
 
 def step(run: Run, micro_batches: list[PackedBatch], progress: Progress) -> Progress:
     """One optimizer step on one global batch."""
     config, world, batch = run.config, run.world, micro_batches[-1]
-    progress = Progress(
-        progress.epoch,
-        batch.next_cursor,
-        progress.step + 1,
-        progress.tokens + batch.global_num_tokens,
-    )
-    lr = lr_at(
-        progress.step,
-        lr=config.lr,
-        min_ratio=config.lr_min_ratio,
-        warmup_steps=config.lr_warmup_steps,
-        total_steps=run.total_steps,
-    )
-    backprop_steps = backprop_steps_at(progress.step, run.total_steps, config.arch)
+    num_tokens = progress.tokens + batch.global_num_tokens
+    progress = Progress(progress.epoch, batch.next_cursor, progress.step + 1, num_tokens)
+    lr, backprop_steps = scheduled(progress.step, run.facts.total_steps, config)
     run.optimizer.set_lr(lr)
     # Gradients are summed over ranks. The packing is the same everywhere, so the divisor is known.
     divisor = max(1, batch.global_num_scored) / world.size
+    is_watched = config.log_recurrence and run.logger.is_due(progress.step)
     try:
-        sums = train_step(run.model, run.optimizer, micro_batches, divisor, backprop_steps, world)
+        with watched(run.model, run.optimizer, micro_batches, world, is_watched) as figures:
+            sums = train_step(
+                run.model, run.optimizer, micro_batches, divisor, backprop_steps, world
+            )
     except NonFiniteLossError as error:
         raise NonFiniteLossError(f"step {progress.step}: {error}") from None
-    run.logger.add(sums, progress, {"train/lr": lr, "bp_steps": backprop_steps})
+    run.logger.add(sums, progress, {"train/lr": lr, "bp_steps": backprop_steps, **figures})
     return progress
 
 
@@ -150,14 +137,49 @@ def save(run: Run, name: str, progress: Progress) -> None:
     run.directory.save(name, state, progress, run.logger.state())
 
 
-def set_up(config: RunConfig, notes: list[str], world: World) -> tuple[Run, Progress] | None:
-    """Checks everything and builds a run; None where there is nothing left to do."""
-    data = SampledData.open(config.data.path)
-    if config.global_batch_size % world.size:
-        raise ValueError(
-            f"global_batch_size={config.global_batch_size} is not divisible by the {world.size} "
-            f"ranks; use e.g. {-(-config.global_batch_size // world.size) * world.size}"
+def rehearse(run: Run) -> list[str]:
+    """Two steps on the heaviest global batches as at the end of the run, saved and read back."""
+    progress, rehearsal = Progress(), Rehearsal(run.world.device)
+    for number, cursor in enumerate(heaviest_cursors(run.data, run.packing)):
+        micro_batches = next(global_batches(run, Progress(cursor=cursor)))
+        with rehearsal.timed(f"step {number + 1}"):
+            progress = step(run, micro_batches, Progress(step=max(0, run.facts.total_steps - 2)))
+    if run.held_out:
+        with rehearsal.timed("validation"):
+            run.held_out.look(progress)
+    before = checksum(training_state(run.model, run.optimizer))
+    with rehearsal.timed("saving"):
+        save(run, f"fsdp2_step_{progress.step}", progress)
+    with rehearsal.timed("loading"):
+        run.directory.checkpoints()[-1].restore(run.model, run.optimizer)
+    if checksum(training_state(run.model, run.optimizer)) != before:
+        raise OSError(
+            f"{run.directory.path}: a checkpoint was read back otherwise than it was saved"
         )
+    return rehearsal.lines(run.facts.counted_steps, run.directory.path)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What is known of a run before it has a model: checked, and agreed on by all ranks."""
+
+    config: RunConfig
+    world: World
+    data: SampledData
+    packing: RowPacking
+    held_out: HeldOut | None
+    directory: RunDirectory
+    start: Start
+    chosen: dict[str, Any]  # what the run that is continued chose when it began
+
+
+def prepare(config: RunConfig, notes: list[str], world: World) -> Prepared | None:
+    """Checks everything that can be without a model; None where nothing is left to do."""
+    data = SampledData.open(config.data.path)
+    batch_tokens, target_only = config.global_batch_size, config.data.target_only
+    packing = RowPacking.of_training(
+        batch_tokens, world.size, target_only=target_only, micro=config.micro_batch_size
+    )
     config, reason = resolve_run(config, world)
     directory = RunDirectory(Path(str(config.checkpoint_path)), world)
     say(world, f"run         {directory.path} ({reason})", *notes)
@@ -166,87 +188,60 @@ def set_up(config: RunConfig, notes: list[str], world: World) -> tuple[Run, Prog
     if start.is_finished:
         say(world, f"finished already: {config.epochs} epochs; another run_name starts another run")
         return None
+    if start.source:
+        require_same_vocabulary(Path(str(config.resume_from)), data)
     chosen = recorded_choices(directory.path)
     require_same_data(chosen.get("data"), data, config)
-    threads, threads_reason = set_threads(config.num_threads, chosen, world.size)
-    packing, plan, facts = plan_run(config, data, world, start.progress)
+    held_out = HeldOut.open(config.val_data, data, packing) if config.val_data else None
+    if config.dry_run:
+        config, directory = config.model_copy(update={"tracker": "none"}), directory.aside()
+    return Prepared(config, world, data, packing, held_out, directory, start, chosen)
+
+
+def build(prepared: Prepared) -> Run:
+    """The model and all that goes with it, in the state in which the run begins."""
+    config, world, directory = prepared.config, prepared.world, prepared.directory
+    data, start, progress = prepared.data, prepared.start, prepared.start.progress
+    threads, threads_reason = set_threads(config.num_threads, prepared.chosen, world.size)
+    facts = RunFacts.of(config, data, prepared.packing, progress)
     torch.manual_seed(config.seed)
-    built = build_model(config, facts.vocab_size, world, chosen)
+    built = build_model(config, facts.vocab_size, world, prepared.chosen)
     model = built.model
-    optimizer = AdamATan2(
-        model.parameters(),
-        lr=config.lr,
-        betas=(config.beta1, config.beta2),
-        weight_decay=config.weight_decay,
-        ema=config.ema,
-    )
-    choices = built.lines | load_start(start, config, model, optimizer)
+    optimizer = build_optimizer(config, model)
+    loaded = load_start(start, config, model, optimizer)
     directory.create(config.model_dump(), data.metadata.train_metadata())
-    choices["threads"] = f"{threads} ({threads_reason})"
-    say(world, *summary_lines(config, facts, choices))
-    if world.is_main:
-        found = {"data": fingerprint_of(data, config.epochs), "threads": threads}
-        found["processes"] = world.size
-        record_environment(directory.path, {**built.chosen, **found})
-    logger = MetricsLogger(
-        directory.path,
-        world,
-        log_interval=config.log_interval,
-        total_steps=facts.counted_steps,
-        start=start.progress,
-    )
+    tracker, tracker_note = open_tracker(config, directory.path, world, step=progress.step)
+    intervals = {"log_interval": config.log_interval, "total_steps": facts.counted_steps}
+    logger = MetricsLogger(directory.path, world, **intervals, start=progress, tracker=tracker)
     if start.checkpoint:
         logger.restore(start.checkpoint.log_state)
-    run = Run(
-        config=config,
-        world=world,
-        data=data,
-        packing=packing,
-        num_slots=plan.num_slots,
-        total_steps=facts.total_steps,
-        model=model,
-        optimizer=optimizer,
-        directory=directory,
-        logger=logger,
+    held_out = None
+    if prepared.held_out:
+        parts = {"model": model, "optimizer": optimizer, "start_step": progress.step}
+        held_out = HeldOutWatch(prepared.held_out, directory.path, logger, **parts)
+    lines = {**built.lines, **loaded, "threads": f"{threads} ({threads_reason})"}
+    lines |= {"held out": prepared.held_out.note} if prepared.held_out else {}
+    say(world, *summary_lines(config, facts, {**lines, "tracker": tracker_note}))
+    if world.is_main:
+        found = {"data": fingerprint_of(data, config.epochs), "processes": world.size}
+        record_environment(directory.path, {**built.chosen, **found, "threads": threads})
+    return Run(
+        config, world, data, prepared.packing, facts, model, optimizer, directory, logger, held_out
     )
-    return run, start.progress
 
 
-def plan_run(
-    config: RunConfig, data: SampledData, world: World, start: Progress
-) -> tuple[RowPacking, EpochPlan, RunFacts]:
-    """How examples are packed from where the run stands, and the steps that this makes in all."""
-    packing = RowPacking(
-        batch_max_length=config.global_batch_size // world.size,
-        num_replicas=world.size,
-        drop_last_batch=True,
-        target_only=config.data.target_only,
-        micro_batch_size=config.micro_batch_size,
-    )
-    plan = plan_epochs(data, packing, config.epochs, epoch=start.epoch, cursor=start.cursor)
-    counted = start.step + sum(plan.steps)
-    published = published_total_steps(
-        config.epochs, data.metadata.total_length, config.global_batch_size
-    )
-    named = {"counted": counted, "published": published}
-    total_steps = named.get(str(config.schedule_steps), config.schedule_steps)
-    assert isinstance(total_steps, int)
-    check_schedule(warmup_steps=config.lr_warmup_steps, total_steps=total_steps)
-    facts = RunFacts(
-        counted_steps=counted,
-        filled_share=1 - plan.padding_share,
-        mean_keys=plan.mean_keys,
-        vocab_size=data.metadata.padded_vocab_size,
-        total_steps=total_steps,
-        published_steps=published,
-    )
-    return packing, plan, facts
+def chosen_in_command() -> ChosenArch:
+    """What the command line and the recipe themselves say of the architecture."""
+    hydra_config = HydraConfig.get()
+    sources = hydra_config.runtime.config_sources
+    folders = [Path(source.path) for source in sources if source.schema == "file"]
+    return chosen_arch(hydra_config.overrides.task, str(hydra_config.job.config_name), folders)
 
 
 @hydra.main(version_base=None, config_path="config", config_name="cfg_pretrain")
 def main(raw: DictConfig) -> None:
     """Runs a composed configuration, and turns bad input into one message and exit code 2."""
-    prepared = None
+    run = None
     try:
         check_floors()
         container = OmegaConf.to_container(raw, resolve=True)
@@ -254,25 +249,33 @@ def main(raw: DictConfig) -> None:
         plain = {str(key): value for key, value in container.items()}
         if HydraConfig.get().mode is RunMode.MULTIRUN:
             plain |= names_in_sweep(plain, HydraConfig.get().job.num)
+        plain, inherited = inherit_arch(plain, chosen_in_command())
         config, notes = parse_config(plain)
+        if config.deterministic:
+            make_deterministic()
         world = start_world(config.device)
-        prepared = set_up(config, notes, world)
-        if prepared:
-            run, progress = prepared
-            outcome, exit_code = train(run, progress)
-            run.logger.close()
-            say(world, f"{outcome}: {run.directory.path}")
-            if exit_code:
-                sys.exit(exit_code)
+        prepared = prepare(config, [*notes, *inherited], world)
+        if prepared is None:
+            return
+        with prepared.directory.discarded() if config.dry_run else nullcontext():
+            run = build(prepared)
+            if config.dry_run:
+                say(world, *rehearse(run), "nothing of this is kept")
+                return
+        outcome, exit_code = train(run, prepared.start.progress)
+        run.logger.close()
+        say(world, f"{outcome}: {run.directory.path}")
+        if exit_code:
+            sys.exit(exit_code)
     except NonFiniteLossError as error:
-        assert prepared is not None
-        prepared[0].logger.close()
-        give_up(prepared[0].directory, str(error))
+        assert run is not None
+        run.logger.close()
+        give_up(run.directory, str(error))
     except (ValueError, OSError) as error:
         if SHOWS_TRACEBACKS:
             raise
-        if prepared:  # it was training: a full disk, a bad token id in data too large to scan
-            prepared[0].logger.close()
+        if run:  # it was training: a full disk, a bad token id in data too large to scan
+            run.logger.close()
             refuse(f"{error}; HYDRA_FULL_ERROR=1 shows where")
         refuse(str(error))
     finally:

@@ -24,7 +24,7 @@ from models.language_model import LanguageModel
 from training.building import compute_dtype
 from training.distributed import pick_device
 from training.export_format import ARCH_ADAPTER
-from training.starting import choose_checkpoint, stored_config, stored_metadata
+from training.run_records import choose_checkpoint, stored_config, stored_metadata
 
 FIRST_CACHE_LENGTH = 64  # tokens a row; the cache grows with what it has to hold
 PREFILL_TOKENS = 4096  # prompts are packed into one row until they have this many tokens together

@@ -134,6 +134,16 @@ class PromptFormat:
         return token_id
 
 
+def vocabulary(info: TokenizerInfo, data_folder: Path) -> dict[int, str] | None:
+    """The token of each id, of the tokenizer that made the data; None where it is not here."""
+    given = [] if info.tokenizer_path is None else [Path(info.tokenizer_path)]
+    for path in (*given, data_folder):
+        if _tokenizer_file(path).is_file():
+            tokens = _read_tokenizer(path).get_vocab(with_added_tokens=True)
+            return {token_id: token for token, token_id in tokens.items()}
+    return None
+
+
 def _tokenizer_file(path: Path) -> Path:
     return path / "tokenizer.json" if path.is_dir() else path
 

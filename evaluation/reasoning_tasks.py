@@ -1,7 +1,7 @@
-"""Procedural tasks of reasoning_gym, written so short that a model of 0.2 M parameters learns them.
+"""Small reasoning tasks, written so short that a model of 0.2 M parameters learns them.
 
-Owns how each task is asked and answered here, and scoring by the task's own verifier. Files and
-splits belong to `scripts/make_reasoning_data.py`.
+Owns how tasks of reasoning_gym are asked and answered here, and drawing from and scoring these and
+those of `procedural_tasks` alike. Files belong to `scripts/make_reasoning_data.py`.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ import itertools
 import json
 import random
 import re
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
+
+from evaluation.procedural_tasks import PROCEDURAL_TASKS, Part, ProceduralTask, part_of
 
 if TYPE_CHECKING:
     from reasoning_gym.dataset import ProceduralDataset
@@ -38,7 +40,7 @@ class Example:
 
     instruction: str
     response: str
-    entry: Entry
+    entry: Entry | None = None  # None: an answer is judged from the question alone
 
 
 def _spell_instruction(entry: Entry) -> str:
@@ -156,64 +158,77 @@ _TASKS = (
         to_verifier=_ab_to_verifier,
     ),
 )
-TASKS = {task.name: task for task in _TASKS}
+Task = ReasoningTask | ProceduralTask
+TASKS: dict[str, Task] = {task.name: task for task in (*_TASKS, *PROCEDURAL_TASKS)}
 DEFAULT_TASKS = ("spell_backward", "binary_matrix", "number_sorting")  # learnt in about a minute
 PATIENCE = 2_000  # so many draws in a row without a new question: the task has hardly any more
 
 
-def task_named(name: str) -> ReasoningTask:
+def task_named(name: str) -> Task:
     if name not in TASKS:
         raise ValueError(f"no task is named {name!r}; there are {', '.join(TASKS)}")
     return TASKS[name]
 
 
 def distinct_examples(
-    task: ReasoningTask, count: int, *, stream: str, excluded: Set[str] = frozenset()
+    task: Task, count: int, *, seed: int, part: Part, excluded: Set[str] = frozenset()
 ) -> list[Example]:
     """`count` examples whose instructions differ from each other and from all in `excluded`.
 
-    `stream` names the random numbers: the same name gives the same examples, another one others.
+    Each part has random numbers of its own, so the order in which parts are drawn does not matter.
+    Procedural tasks share no content between parts; for the others, exclude the other parts.
     """
-    # reasoning_gym seeds entry i with seed + i, so neighbouring seeds would repeat each other.
-    seed = random.Random(f"{task.name}/{stream}").getrandbits(48)
-    dataset = _create_dataset(task.name, seed=seed, **task.config)
     examples: dict[str, Example] = {}
     draws_in_vain = 0
-    for index in itertools.count():
-        if len(examples) == count:
-            break
+    draws = _draws(task, part, random.Random(f"{task.name}/{seed}/{part}"))
+    while len(examples) < count:
         if draws_in_vain == PATIENCE:
             raise ValueError(
                 f"{task.name} gave {len(examples)} new questions and then none in {PATIENCE} "
                 f"draws; ask for at most {len(examples)} instead of {count}"
             )
-        entry = dataset[index]
-        instruction = task.instruction(entry)
-        if instruction in excluded or instruction in examples:
+        example = next(draws)
+        if example.instruction in excluded or example.instruction in examples:
             draws_in_vain += 1
         else:
             draws_in_vain = 0
-            examples[instruction] = Example(instruction, task.response(entry), entry)
+            examples[example.instruction] = example
     return list(examples.values())
 
 
-def held_out_row(task: ReasoningTask, example: Example) -> dict[str, Any]:
+def _draws(task: Task, part: Part, source: random.Random) -> Iterator[Example]:
+    if isinstance(task, ProceduralTask):
+        while True:
+            puzzle = task.draw(source)
+            if part_of(puzzle.content) == part:
+                yield Example(puzzle.instruction, puzzle.response)
+    # reasoning_gym seeds entry i with seed + i, so neighbouring seeds would repeat each other.
+    dataset = _create_dataset(task.name, seed=source.getrandbits(48), **task.config)
+    for index in itertools.count():
+        entry = dataset[index]
+        yield Example(task.instruction(entry), task.response(entry), entry)
+
+
+def scored_row(task: Task, example: Example) -> dict[str, Any]:
     """What `score` needs, fit for JSON."""
-    return {
+    row = {
         "task": task.name,
         "instruction": example.instruction,
         "response": example.response,
-        "config": dict(task.config),
-        "entry": example.entry,
     }
+    if isinstance(task, ProceduralTask):
+        return row
+    return {**row, "config": dict(task.config), "entry": example.entry}
 
 
 def score(row: Mapping[str, Any], answer: str) -> float:
     """What the task's own verifier gives for `answer`: 1 is right, partial credit is its affair.
 
-    `row` is as `held_out_row` made it. Malformed answers get 0 without being shown to the verifier.
+    `row` is as `scored_row` made it. Malformed answers get 0 without being shown to the verifier.
     """
     task = task_named(row["task"])
+    if isinstance(task, ProceduralTask):
+        return float(task.is_right(row["instruction"], answer.strip()))
     # The truth takes the answer's way, so that no text of a file reaches the verifiers' `eval`.
     truth = task.to_verifier(row["response"])
     if truth is None:

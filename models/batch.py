@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 IGNORE_LABEL = -100
-SLOT_MULTIPLE = 64  # S is rounded up to this, so that few runs differ in shape
 
 
 @dataclass(frozen=True, slots=True)

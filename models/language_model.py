@@ -13,7 +13,7 @@ from models.attention import AttentionBackend, AttentionPlan
 from models.batch import PackedLayout
 from models.kv_cache import DecodingContext, KVCache, PrefillContext
 from models.layers import Linear, Rope
-from models.recurrence import RecurrentCore
+from models.recurrence import RecurrentCore, StateTrace
 from models.transformer import NetConfig
 
 VOCAB_MULTIPLE = 256
@@ -50,15 +50,16 @@ class LanguageModel(nn.Module):
         positions: Tensor,
         layout: PackedLayout,
         backprop_steps: int | None = None,
+        trace: StateTrace | None = None,
     ) -> Tensor:
         """One packed row, `tokens` and `positions` [T] -> hidden [T, D] (before the head).
 
         `backprop_steps` is HRM's number of gradient-carrying calls (None: `bp_max_steps`); the
-        other nets have theirs in the configuration.
+        other nets have theirs in the configuration. `trace` is shown each state as it is written.
         """
         plans = self._plans(layout, len(tokens))
         contexts = [PackedContext(plans[name]) for name in self._stack_of_each_application()]
-        return self.model(tokens, self._ropes(positions), contexts, backprop_steps)
+        return self.model(tokens, self._ropes(positions), contexts, backprop_steps, trace)
 
     def prefill(
         self,

@@ -66,7 +66,19 @@ def _uses_onednn(x: Tensor) -> bool:
 
 
 def _product(x: Tensor, weight: Tensor) -> Tensor:
+    if torch.compiler.is_compiling():  # inductor has no code of its own for it
+        return _product_whole(x, weight)
     return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+
+
+@torch.library.custom_op("recurrent_lm::onednn_product", mutates_args=())
+def _product_whole(x: Tensor, weight: Tensor) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+
+
+@_product_whole.register_fake
+def _(x: Tensor, weight: Tensor) -> Tensor:
+    return x.new_empty(len(x), len(weight))
 
 
 class _Linear(torch.autograd.Function):

@@ -6,12 +6,21 @@ Owns the states of the recurrence and where gradient flows. The order itself bel
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from models.layers import AttentionContext, Rope, ScaledEmbedding, truncated_normal
 from models.transformer import NetConfig, Stack
+
+
+class StateTrace(Protocol):
+    """Looks on while a net runs: it is shown each state as it is written."""
+
+    def add(self, name: str, before: Tensor | None, after: Tensor) -> None:
+        """The state `name` (z_H, ...) becomes `after` [T, D]; `before`: None on the first write."""
+        ...
 
 
 class RecurrentCore(nn.Module):
@@ -34,6 +43,7 @@ class RecurrentCore(nn.Module):
         ropes: dict[str, Rope | None],
         contexts: Sequence[AttentionContext],
         backprop_steps: int | None = None,
+        trace: StateTrace | None = None,
     ) -> Tensor:
         """`tokens` [T] -> the answer [T, D].
 
@@ -53,5 +63,7 @@ class RecurrentCore(nn.Module):
                 for name in application.reads[1:]:
                     total = total + states[name]
                 answer = stack(total, ropes[application.stack], context)
+            if trace is not None:
+                trace.add(application.writes, states.get(application.writes), answer)
             states[application.writes] = answer
         return answer

@@ -6,12 +6,14 @@ applied to which states. `models/recurrence.py` executes that order.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from models.layers import AttentionContext, GatedAttention, Rope, SwiGLU, rms_norm, swiglu_size
 
@@ -146,7 +148,13 @@ class TransformerConfig(NetConfig):
 
 
 class Block(nn.Module):
-    """Attention and MLP with their residuals; pre-norm (arXiv 2002.04745) or post-norm."""
+    """Attention and MLP with their residuals; pre-norm (arXiv 2002.04745) or post-norm.
+
+    `recomputed` (arXiv 1604.06174) is the part whose activations are not kept for the backward
+    pass but computed again there: less memory for more time, and the same gradients.
+    """
+
+    recomputed: Literal["none", "block", "attention"] = "none"
 
     def __init__(self, config: StackConfig) -> None:
         super().__init__()
@@ -168,11 +176,31 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, rope: Rope | None, context: AttentionContext, layer: int
     ) -> Tensor:
-        if self.is_pre_norm:
-            x = x + self.attn(rms_norm(x, self.norm_eps), rope, context, layer)
-            return x + self.mlp(rms_norm(x, self.norm_eps))
-        x = rms_norm(x + self.attn(x, rope, context, layer), self.norm_eps)
-        return rms_norm(x + self.mlp(x), self.norm_eps)
+        def with_attention(x: Tensor) -> Tensor:
+            if self.is_pre_norm:
+                return x + self.attn(rms_norm(x, self.norm_eps), rope, context, layer)
+            return rms_norm(x + self.attn(x, rope, context, layer), self.norm_eps)
+
+        def with_mlp(x: Tensor) -> Tensor:
+            if self.is_pre_norm:
+                return x + self.mlp(rms_norm(x, self.norm_eps))
+            return rms_norm(x + self.mlp(x), self.norm_eps)
+
+        if self.recomputed == "block":
+            return _recomputing(lambda x: with_mlp(with_attention(x)), x)
+        if self.recomputed == "attention":
+            return with_mlp(_recomputing(with_attention, x))
+        return with_mlp(with_attention(x))
+
+
+def _recomputing(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """`function(x)`, whose activations are made again in the backward pass, if there will be one.
+
+    No random number is drawn in it, so that no generator has to be put back.
+    """
+    if not torch.is_grad_enabled():
+        return function(x)
+    return checkpoint(function, x, use_reentrant=False, preserve_rng_state=False)
 
 
 class Stack(nn.Module):

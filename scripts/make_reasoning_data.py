@@ -3,7 +3,9 @@
     python scripts/make_reasoning_data.py output=data/reasoning [tasks=spell_backward,ab] [seed=0]
 
 The folder is sampled data with its tokenizer, the same examples as text in train.jsonl, and other
-ones in held_out.jsonl for `evaluation.reasoning_tasks.score`. The same options again do nothing.
+ones in held_out.jsonl and validation.jsonl for `evaluation.reasoning_tasks.score`. Choices (a
+learning rate, when to stop) are made on validation; validation/ holds it as sampled data too, for
+val_data.path. The same options again do nothing.
 """
 
 from __future__ import annotations
@@ -29,13 +31,15 @@ from data_io.prompt_format import PromptFormat
 from data_io.sampled_format import EpochIndex, TokenizerInfo
 from data_io.sampled_writer import SampledWriter
 from data_io.special_tokens import BOQ, CONDITION_TOKENS, EOA, EOQ, SPECIAL_TOKENS
+from evaluation.procedural_tasks import Part
 from evaluation.reasoning_tasks import (
     DEFAULT_TASKS,
     TASKS,
     Example,
+    Task,
     distinct_examples,
-    held_out_row,
     score,
+    scored_row,
     task_named,
 )
 
@@ -50,6 +54,7 @@ class Recipe:
     tasks: tuple[str, ...]
     train_per_task: int
     held_out_per_task: int
+    validation_per_task: int
     epochs: int
     seed: int
     reasoning_gym: str = version("reasoning_gym")
@@ -81,8 +86,25 @@ def is_made(folder: Path, recipe: Recipe) -> bool:
 
 def make(folder: Path, recipe: Recipe) -> None:
     """Writes the folder, aside until it is whole."""
-    held_out, train = draw(recipe)
-    info = TokenizerInfo(
+    drawn = draw(recipe)
+    with SampledWriter(folder, tokenizer_info(folder), max_seq_len=CONTEXT_SIZE) as writer:
+        shuffle = np.random.Generator(np.random.Philox(seed=recipe.seed))
+        orders = (shuffle.permutation(len(drawn.train)) for _ in range(recipe.epochs))
+        write_sampled(writer, drawn.train, orders)
+        write_jsonl(writer.staging / "train.jsonl", map(train_row, drawn.train))
+        write_jsonl(writer.staging / "held_out.jsonl", drawn.held_out)
+        write_jsonl(writer.staging / "validation.jsonl", drawn.validation)
+        (writer.staging / "recipe.json").write_text(json.dumps(asdict(recipe), indent=1) + "\n")
+        if drawn.validation:
+            part, info = writer.staging / "validation", tokenizer_info(folder / "validation")
+            examples = [Example(row["instruction"], row["response"]) for row in drawn.validation]
+            with SampledWriter(part, info, max_seq_len=CONTEXT_SIZE) as validation_writer:
+                write_sampled(validation_writer, examples, [np.arange(len(examples))])
+
+
+def tokenizer_info(folder: Path) -> TokenizerInfo:
+    """The record of the byte tokenizer that will lie in `folder`."""
+    return TokenizerInfo(
         tokenizer_path=str(folder),
         boq=BOQ,
         eoq=EOQ,
@@ -90,46 +112,70 @@ def make(folder: Path, recipe: Recipe) -> None:
         condition_mapping=dict(CONDITION_TOKENS),
         vocab_size=len(SPECIAL_TOKENS) + 256,
     )
-    with SampledWriter(folder, info, max_seq_len=CONTEXT_SIZE) as writer:
-        prompt_format = PromptFormat.load(
-            write_byte_tokenizer(writer.staging),
-            boq=BOQ,
-            eoq=EOQ,
-            eoa=EOA,
-            conditions=CONDITION_TOKENS,
-        )
-        assert prompt_format.vocab_size == info.vocab_size
-        in_file_order = write_tokens(writer, prompt_format, train)
-        shuffle = np.random.Generator(np.random.Philox(seed=recipe.seed))
-        for _ in range(recipe.epochs):
-            order = shuffle.permutation(len(train))
-            writer.add_epoch(EpochIndex(*(column[order] for column in in_file_order)))
-        write_jsonl(writer.staging / "train.jsonl", map(train_row, train))
-        write_jsonl(writer.staging / "held_out.jsonl", held_out)
-        (writer.staging / "recipe.json").write_text(json.dumps(asdict(recipe), indent=1) + "\n")
 
 
-def draw(recipe: Recipe) -> tuple[list[dict[str, Any]], list[Example]]:
-    """Held-out rows, and training examples none of which asks the same."""
-    held_out: list[dict[str, Any]] = []
-    train: list[Example] = []
+def write_sampled(
+    writer: SampledWriter, examples: Sequence[Example], orders: Iterable[NDArray[np.int64]]
+) -> None:
+    """The tokenizer, the examples' tokens, and one epoch for each order of the examples."""
+    prompt_format = PromptFormat.load(
+        write_byte_tokenizer(writer.staging),
+        boq=BOQ,
+        eoq=EOQ,
+        eoa=EOA,
+        conditions=CONDITION_TOKENS,
+    )
+    assert prompt_format.vocab_size == writer.metadata.tokenizer_info.vocab_size
+    in_file_order = write_tokens(writer, prompt_format, examples)
+    for order in orders:
+        writer.add_epoch(EpochIndex(*(column[order] for column in in_file_order)))
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """The parts of the data; no question is in two of them."""
+
+    train: list[Example]
+    held_out: list[dict[str, Any]]
+    validation: list[dict[str, Any]]
+
+
+def draw(recipe: Recipe) -> Drawn:
+    """The parts of all tasks, one task after another."""
+    drawn = Drawn([], [], [])
     for name in recipe.tasks:
         started_at = time.monotonic()
         task = task_named(name)
-        kept = distinct_examples(task, recipe.held_out_per_task, stream=f"{recipe.seed}/held_out")
-        taught = distinct_examples(
-            task,
-            recipe.train_per_task,
-            stream=f"{recipe.seed}/train",
-            excluded={example.instruction for example in kept},
-        )
-        rows = [held_out_row(task, example) for example in (*kept, *taught)]
+        held_out, train, validation = draw_parts(task, recipe)
+        rows = [scored_row(task, example) for example in (*held_out, *validation, *train)]
         assert all(score(row, row["response"]) == 1.0 for row in rows), f"{name} rejects its truth"
-        held_out += [row | {"condition": CONDITION} for row in rows[: len(kept)]]
-        train += taught
+        rows = [row | {"condition": CONDITION} for row in rows]
+        drawn.held_out.extend(rows[: len(held_out)])
+        drawn.validation.extend(rows[len(held_out) : len(held_out) + len(validation)])
+        drawn.train.extend(train)
         elapsed_s = time.monotonic() - started_at
-        report(f"{name}: {len(taught)} to train on, {len(kept)} held out ({elapsed_s:.1f} s)")
-    return held_out, train
+        report(
+            f"{name}: {len(train)} to train on, {len(held_out)} held out, {len(validation)} for "
+            f"validation ({elapsed_s:.1f} s)"
+        )
+    return drawn
+
+
+def draw_parts(task: Task, recipe: Recipe) -> tuple[list[Example], ...]:
+    """Held out, to train on, and for validation: each without the questions of those before it."""
+    taken: set[str] = set()
+    parts: list[list[Example]] = []
+    # Validation comes last: the others are what they are without it.
+    counts: dict[Part, int] = {
+        "held_out": recipe.held_out_per_task,
+        "train": recipe.train_per_task,
+        "validation": recipe.validation_per_task,
+    }
+    for part, count in counts.items():
+        examples = distinct_examples(task, count, seed=recipe.seed, part=part, excluded=taken)
+        taken |= {example.instruction for example in examples}
+        parts.append(examples)
+    return tuple(parts)
 
 
 def write_tokens(
@@ -201,6 +247,7 @@ def parse(arguments: Sequence[str]) -> tuple[Path, Recipe]:
     for name, default, minimum in (
         ("train_per_task", 5000, 1),
         ("held_out_per_task", 200, 0),
+        ("validation_per_task", 100, 0),
         ("epochs", 2, 1),
         ("seed", 0, 0),
     ):

@@ -25,8 +25,9 @@ from simple_inference_engine import load_run  # noqa: E402
 from training.command_line import checked_overrides  # noqa: E402
 from training.console import refuse  # noqa: E402
 from training.distributed import set_threads  # noqa: E402
-from training.plot import draw_curves, metrics_of  # noqa: E402
-from training.starting import choose_checkpoint, stored_config  # noqa: E402
+from training.plot import draw_curves  # noqa: E402
+from training.run_curves import metrics_of, training_seconds  # noqa: E402
+from training.run_records import choose_checkpoint, stored_config  # noqa: E402
 
 DATA = Path("data/reasoning")
 RUN_NAME, PROJECT = "nano-hrm", "quickstart"
@@ -137,10 +138,8 @@ def accuracy(answered: list[Answered]) -> dict[str, float]:
 
 def speed(run: Path) -> dict[str, float]:
     """Seconds spent in training steps and tokens a second, over all sittings of the run."""
-    seconds, tokens = 0.0, 0
-    for line in metrics_of(run):
-        seconds += (line["tokens"] - tokens) / line["tokens_per_second"]
-        tokens = line["tokens"]
+    lines = metrics_of(run)
+    seconds, tokens = training_seconds(lines)[-1], lines[-1]["tokens"]
     return {"train_seconds": round(seconds, 1), "tokens_per_second": round(tokens / seconds, 1)}
 
 

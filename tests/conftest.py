@@ -10,7 +10,7 @@ from pathlib import Path
 # Before torch and the Hugging Face packages are imported; processes that a test starts inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("WANDB_MODE", "offline")
+os.environ["WANDB_MODE"] = "disabled"  # tracker=auto finds none; test_trackers.py sets its own
 
 import numpy as np
 import pytest

@@ -158,9 +158,9 @@ def test_a_batch_holds_no_more_than_its_share(monkeypatch: pytest.MonkeyPatch) -
     sizes: list[list[int]] = []
     update = AdamATan2._update
 
-    def counted(self: AdamATan2, params: list[Tensor], group: dict) -> None:
+    def counted(self: AdamATan2, params: list[Tensor], states: list, group: dict) -> None:
         sizes.append([param.numel() for param in params])
-        update(self, params, group)
+        update(self, params, states, group)
 
     monkeypatch.setattr(AdamATan2, "_update", counted)
     params = random_params()

@@ -247,20 +247,22 @@ def test_a_run_to_continue_that_is_not_whole(
     run = folder / "run"
     shutil.copytree(trained, run)
     break_run(run, damage)
-    arguments = (f"data.path={source}", "epochs=2", "checkpoint_path=run", *TINY)
+    longer = ("epochs=2", "schedule_steps=99")  # a schedule of given length may go on
+    arguments = (f"data.path={source}", "checkpoint_path=run", *longer, *TINY)
     assert_refused(folder, *arguments, told=told)
 
 
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["resume_from={run}", "arch/net@arch=ut"], ("another architecture", "name: was hrm, now")),
+        (["resume_from={run}", "arch/net@arch=ut"], ("arch.name is hrm there, ut here",)),
         (
             ["resume_from={run}", "arch.n_layers=4"],
-            ("n_layers: was 2, now 4", "same arch settings"),
+            ("another architecture", "arch.n_layers is 2 there, 4 here", "leave that out"),
         ),
         (["resume_from={run}", "resume_epoch=9"], ("fsdp2_epoch_9 is no complete checkpoint",)),
-        (["checkpoint_path={run}", "arch.num_heads=4"], ("num_heads: was 2, now 4",)),
+        (["checkpoint_path={run}", "arch.num_heads=4"], ("arch.num_heads is 2 there, 4 here",)),
+        (["checkpoint_path={run}"], ("epochs=2, but", "was begun with epochs=1", "new_run=true")),
         (["checkpoint_path={run}", "new_run=true"], ("new_run=true, but", "already holds a run")),
     ],
 )
@@ -280,7 +282,20 @@ def test_another_vocabulary(trained: Path, source: Path, folder: Path) -> None:
     metadata["tokenizer_info"]["vocab_size"] = 1000
     (data / "metadata.json").write_text(json.dumps(metadata))
     arguments = (f"data.path={data}", "epochs=1", f"resume_from={trained}", *TINY)
-    told = ("has shape [512, 16], the model wants [1024, 16]", "the vocabulary differs")
+    told = ("has a vocabulary of 1024 ids, but", "was trained with 512", "make the data with that")
+    assert_refused(folder, *arguments, told=told)
+
+
+def test_another_tokenizer_of_the_same_size(trained: Path, source: Path, folder: Path) -> None:
+    data = folder.parent / "renamed"
+    shutil.copytree(source, data)
+    metadata = json.loads((data / "metadata.json").read_text())
+    metadata["tokenizer_info"]["tokenizer_path"] = str(data)
+    (data / "metadata.json").write_text(json.dumps(metadata))
+    tokenizer = data / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text().replace("quad_start", "Quad_start"))
+    arguments = (f"data.path={data}", "epochs=1", f"resume_from={trained}", *TINY)
+    told = ("has another vocabulary than", "Quad_start|>' here", "quad_start|>' there")
     assert_refused(folder, *arguments, told=told)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 import training.checkpoint
 from training.checkpoint import DIGESTS_FILE, PROGRESS_FILE, Progress, RunDirectory, read_checkpoint
 from training.export_format import arch_from_reference
-from training.starting import stored_config, stored_metadata
+from training.run_records import stored_config, stored_metadata
 from training.tensor_store import read_tensors
 
 

@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from data_io.row_planning import RowPacking, plan_epochs
 from data_io.sampled_format import EpochIndex, SampledData, TokenizerInfo
 from data_io.sampled_writer import SampledWriter
-from dataset_new import PrefixLMDataset, RowPacking, plan_epochs
+from dataset_new import PrefixLMDataset
 from models.batch import IGNORE_LABEL, PackedBatch, PackedLayout
 
 T, REPLICAS = 40, 3

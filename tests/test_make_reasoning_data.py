@@ -14,10 +14,11 @@ from evaluation.reasoning_tasks import DEFAULT_TASKS, TASKS, score
 from scripts import make_reasoning_data
 
 ROOT = Path(__file__).parent.parent
-TRAIN_PER_TASK, HELD_OUT_PER_TASK, EPOCHS = 60, 30, 3
+TRAIN_PER_TASK, HELD_OUT_PER_TASK, VALIDATION_PER_TASK, EPOCHS = 60, 30, 20, 3
 SIZES = [
     f"train_per_task={TRAIN_PER_TASK}",
     f"held_out_per_task={HELD_OUT_PER_TASK}",
+    f"validation_per_task={VALIDATION_PER_TASK}",
     f"epochs={EPOCHS}",
 ]
 
@@ -52,16 +53,52 @@ def test_every_task_has_as_many_rows_as_asked(made: Path) -> None:
     assert all(row.keys() == {"instruction", "response", "condition"} for row in train)
 
 
-def test_no_held_out_question_is_trained_on(made: Path) -> None:
-    train = {row["instruction"] for row in rows_of(made / "train.jsonl")}
-    held_out = {row["instruction"] for row in rows_of(made / "held_out.jsonl")}
-    assert len(train) == TRAIN_PER_TASK * len(TASKS)
-    assert len(held_out) == HELD_OUT_PER_TASK * len(TASKS)
-    assert not train & held_out
+def test_no_question_is_in_two_parts(made: Path) -> None:
+    parts = [
+        {row["instruction"] for row in rows_of(made / f"{part}.jsonl")}
+        for part in ("train", "held_out", "validation")
+    ]
+    sizes = (TRAIN_PER_TASK, HELD_OUT_PER_TASK, VALIDATION_PER_TASK)
+    assert [len(part) for part in parts] == [size * len(TASKS) for size in sizes]
+    assert len(set.union(*parts)) == sum(len(part) for part in parts)
+
+
+def test_no_row_of_the_automaton_is_in_two_parts(tmp_path: Path) -> None:
+    made = make(tmp_path / "data", "tasks=ca", "train_per_task=3000", "held_out_per_task=500")
+    rows = [
+        {row["instruction"].split(" ")[2] for row in rows_of(made / f"{part}.jsonl")}
+        for part in ("train", "held_out", "validation")
+    ]
+    assert len(set.union(*rows)) == sum(len(part) for part in rows)
+
+
+def test_validation_is_sampled_data_too(made: Path) -> None:
+    data = SampledData.open(made / "validation")
+    assert data.num_epochs == 1
+    info = data.metadata.tokenizer_info
+    assert info.tokenizer_path == str(made / "validation")
+    prompt_format = PromptFormat.from_info(info)
+    index, tokens = data.epoch(0), data.tokens()
+    for row, start, length in zip(
+        rows_of(made / "validation.jsonl"), index.resp_start, index.resp_len, strict=True
+    ):
+        response = prompt_format.encode_response(row["response"])
+        assert tokens[start : start + length].tolist() == response
+
+
+def test_validation_changes_nothing_else(tmp_path: Path) -> None:
+    with_it, without = (
+        files_of(make(tmp_path / number, "tasks=number_sorting", f"validation_per_task={number}"))
+        for number in ("10", "0")
+    )
+    differing = {name for name in without if without[name] != with_it[name]}
+    assert differing == {"validation.jsonl", "recipe.json", "metadata.json"}
+    assert not [name for name in without if name.startswith("validation/")]
 
 
 def test_held_out_answers_are_right_for_the_verifiers(made: Path) -> None:
-    assert all(score(row, row["response"]) == 1.0 for row in rows_of(made / "held_out.jsonl"))
+    for part in ("held_out", "validation"):
+        assert all(score(row, row["response"]) == 1.0 for row in rows_of(made / f"{part}.jsonl"))
 
 
 def test_each_epoch_holds_every_training_example_in_its_own_order(made: Path) -> None:
@@ -115,9 +152,9 @@ def test_the_seed_decides_the_data(tmp_path: Path) -> None:
         files_of(make(tmp_path / name, "tasks=ab", seed) / "")
         for name, seed in (("first", "seed=0"), ("again", "--seed=0"), ("other", "seed=1"))
     )
-    names = {name for name in first if name != "metadata.json"}  # which holds the folder's path
+    names = {name for name in first if not name.endswith("metadata.json")}  # the folder's path
     assert {name for name in names if first[name] != again[name]} == set()
-    assert {"train.jsonl", "held_out.jsonl", "tokens.npy"} < {
+    assert {"train.jsonl", "held_out.jsonl", "validation.jsonl", "tokens.npy"} < {
         name for name in names if first[name] != other[name]
     }
 

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_io.row_planning import RowPacking
 from data_io.sampled_format import EpochIndex, SampledData, TokenizerInfo
 from data_io.sampled_writer import SampledWriter
-from dataset_new import PrefixLMDataset, RowPacking
+from dataset_new import PrefixLMDataset
 from models.batch import IGNORE_LABEL
 from multipack_sampler import MultipackSampler
 

@@ -7,23 +7,24 @@ from subprocess import run
 
 import pytest
 
+from evaluation.procedural_tasks import Part
 from evaluation.reasoning_tasks import (
     DEFAULT_TASKS,
     TASKS,
     distinct_examples,
-    held_out_row,
     score,
+    scored_row,
     task_named,
 )
 
 ROOT = Path(__file__).parent.parent
 
 
-def rows_of(name: str, count: int = 40, stream: str = "0/test") -> list[dict]:
-    """Held-out rows as they come back from a file."""
+def rows_of(name: str, count: int = 40, seed: int = 0, part: Part = "held_out") -> list[dict]:
+    """Rows as they come back from a file."""
     task = task_named(name)
-    examples = distinct_examples(task, count, stream=stream)
-    return [json.loads(json.dumps(held_out_row(task, example))) for example in examples]
+    examples = distinct_examples(task, count, seed=seed, part=part)
+    return [json.loads(json.dumps(scored_row(task, example))) for example in examples]
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -44,9 +45,10 @@ def test_the_verifier_scores_other_answers_as_wrong(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_a_stream_names_its_examples(name: str) -> None:
+def test_seed_and_part_decide_the_examples(name: str) -> None:
     assert rows_of(name) == rows_of(name)
-    assert rows_of(name) != rows_of(name, stream="1/test")
+    assert rows_of(name) != rows_of(name, seed=1)
+    assert rows_of(name) != rows_of(name, part="train")
     instructions = [row["instruction"] for row in rows_of(name)]
     assert len(set(instructions)) == len(instructions)
 
@@ -56,20 +58,20 @@ def test_questions_and_answers_are_short_ascii(name: str) -> None:
     for row in rows_of(name, 200):
         assert row["response"]
         assert (row["instruction"] + row["response"]).isascii()
-        assert len(row["instruction"] + row["response"]) <= 48
+        assert len(row["instruction"] + row["response"]) <= 64
 
 
 def test_excluded_questions_are_not_drawn_again() -> None:
     task = task_named("number_sorting")
-    first = {example.instruction for example in distinct_examples(task, 300, stream="a")}
-    second = distinct_examples(task, 300, stream="a", excluded=first)
+    first = {each.instruction for each in distinct_examples(task, 300, seed=0, part="train")}
+    second = distinct_examples(task, 300, seed=0, part="train", excluded=first)
     assert not first & {example.instruction for example in second}
 
 
 def test_asking_for_more_than_a_task_has_is_an_error() -> None:
     task = task_named("spell_backward")
     with pytest.raises(ValueError, match=r"and then none in 2000 draws; ask for at most 16\d\d\d "):
-        distinct_examples(task, 20_000, stream="a")
+        distinct_examples(task, 20_000, seed=0, part="train")
 
 
 def test_digits_off_by_one_are_not_forgiven() -> None:

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from commands import write_tiny_data
-from net_cases import NETS, tiny_config
 from run_cases import TinyRun, run_config, whole_state
 from torch import nn
 
@@ -23,16 +22,15 @@ from training.checkpoint import (
     RunDirectory,
 )
 from training.distributed import World
-from training.schema import RunConfig
-from training.starting import (
+from training.run_records import (
     choose_checkpoint,
-    find_start,
     fingerprint_of,
-    load_start,
     require_same_data,
     stored_config,
     stored_metadata,
 )
+from training.schema import RunConfig
+from training.starting import find_start, load_start
 
 
 def continue_run(
@@ -113,20 +111,15 @@ def test_settings_that_differ_are_told_and_the_new_ones_count(tmp_path: Path) ->
     assert run.optimizer.param_groups[0]["lr"] == 1e-2  # the optimizer's settings are not loaded
 
 
-def test_another_architecture_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+def test_more_epochs_would_change_the_schedule_of_a_run(tmp_path: Path) -> None:
     run = TinyRun(tmp_path / "run").create()
     run.save_steps(3)
-    path = tmp_path / "run"
-    for arch, told in (
-        (NETS["ut"], "name: was hrm, now ut"),
-        (tiny_config("hrm", rope_theta=500.0), "rope_theta: was 10000.0, now 500.0"),
-    ):
-        changed = run_config(path, arch=arch)
-        with pytest.raises(ValueError, match=f"holds another architecture.*{told}.*checkpoint_pa"):
-            continue_run(run.directory, changed, run.model, run.optimizer)
-        changed = run_config(tmp_path / "new", arch=arch, resume_from=str(path))
-        with pytest.raises(ValueError, match=f"holds another architecture.*{told}"):
-            start_from(changed, run.model, run.optimizer)
+    longer = run_config(tmp_path / "run", epochs=4)
+    with pytest.raises(ValueError, match=r"epochs=4, but .* begun with epochs=2.*new_run=true"):
+        find_start(run.directory, longer)
+    fixed = run_config(tmp_path / "run", epochs=4, schedule_steps=100)
+    start = find_start(run.directory, fixed)
+    assert start.checkpoint is not None and not start.is_finished
 
 
 def test_a_new_run_is_not_begun_where_one_already_is(tmp_path: Path) -> None:
@@ -158,7 +151,7 @@ def test_another_run_s_weights_and_optimizer_state_are_taken(tmp_path: Path) -> 
     run = TinyRun(tmp_path / "run", seed=2)
     config = run_config(tmp_path / "run", resume_from=str(tmp_path / "source"))
     told = start_from(config, run.model, run.optimizer)
-    assert "fsdp2_epoch_2 (weights, optimizer state)" in told
+    assert "fsdp2_epoch_2 (weights, optimizer state, EMA)" in told
     found = whole_state(run.model, run.optimizer)
     torch.testing.assert_close(found, expected, atol=0, rtol=0)
 
@@ -174,11 +167,52 @@ def test_another_run_s_averages_alone_are_taken(tmp_path: Path) -> None:
         resume_epoch=1,
         weights_only_resume_from_ema=True,
     )
-    assert "fsdp2_epoch_1 (EMA weights)" in start_from(config, run.model, run.optimizer)
+    assert "fsdp2_epoch_1 (EMA weights; a fresh optimizer)" in start_from(
+        config, run.model, run.optimizer
+    )
     found = whole_state(run.model, run.optimizer)
     expected = {"model": averages, "ema": averages, "optimizer": fresh["optimizer"]}
     torch.testing.assert_close(found, expected, atol=0, rtol=0)
     assert source.directory.damaged() == []
+
+
+def test_an_average_that_the_source_lacks_starts_from_the_weights(tmp_path: Path) -> None:
+    source = TinyRun(tmp_path / "source", ema=None).create()
+    source.save_steps(3)
+    run = TinyRun(tmp_path / "run", seed=2)
+    config = run_config(tmp_path / "run", resume_from=str(tmp_path / "source"))
+    assert "no EMA is there: it starts from the weights" in start_from(
+        config, run.model, run.optimizer
+    )
+    expected = whole_state(source.model, source.optimizer)
+    found = whole_state(run.model, run.optimizer)
+    torch.testing.assert_close(found, {**expected, "ema": expected["model"]}, atol=0, rtol=0)
+
+
+def test_moments_that_the_source_lacks_start_at_zero(tmp_path: Path) -> None:
+    source = TinyRun(tmp_path / "source", betas=(0.0, 0.95)).create()
+    source.save_steps(3)
+    run = TinyRun(tmp_path / "run", seed=2, ema=None)
+    config = run_config(tmp_path / "run", resume_from=str(tmp_path / "source"), ema=None)
+    told = start_from(config, run.model, run.optimizer)
+    assert "exp_avg is not in it: from zero" in told and "its EMA is left" in told
+    before, now = (whole_state(each.model, each.optimizer) for each in (source, run))
+    moments = {name: t for name, t in now["optimizer"].items() if name.startswith("exp_avg.")}
+    assert moments and not any(t.any() for t in moments.values())
+    expected = now["optimizer"] | before["optimizer"]
+    torch.testing.assert_close(now["optimizer"], expected, atol=0, rtol=0)
+
+
+def test_differences_from_the_source_are_told(tmp_path: Path) -> None:
+    finished_run(tmp_path / "source")
+    config = run_config(tmp_path / "new", resume_from=str(tmp_path / "source"), lr=5e-4, epochs=3)
+    alone = World(rank=0, size=1, device=torch.device("cpu"))
+    notes = find_start(RunDirectory(tmp_path / "new", alone), config).notes
+    told = (
+        f"than in {tmp_path / 'source'}: {each}" for each in ("epochs: was 2, now 3", "lr: was")
+    )
+    for note, beginning in zip(notes, told, strict=True):
+        assert note.startswith(beginning)
 
 
 def test_weights_are_not_taken_from_what_holds_none(tmp_path: Path) -> None:

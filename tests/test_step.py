@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from net_cases import NETS, build, random_row
+from option_cases import net_with
 
+from data_io.row_planning import RowPacking
 from data_io.sampled_format import EpochIndex, SampledData, TokenizerInfo
 from data_io.sampled_writer import SampledWriter
-from dataset_new import PrefixLMDataset, RowPacking
+from dataset_new import PrefixLMDataset
 from models.language_model import LanguageModel
 from training.adam_atan2 import AdamATan2
+from training.compiling import CompileMode
 from training.distributed import World
 from training.step import NonFiniteLossError, accumulate_gradients, train_step
 
+RECOMPUTED = ("block", "attention")
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 
 
@@ -40,9 +46,29 @@ def gradients(model: LanguageModel) -> dict[str, torch.Tensor | None]:
     return {name: param.grad for name, param in model.named_parameters()}
 
 
-@pytest.mark.parametrize("label", NETS)
-def test_micro_batches_add_up_to_the_whole_step(label: str, data: SampledData) -> None:
-    model = build(NETS[label])
+@pytest.mark.parametrize(
+    ("label", "recomputed", "compiled"),
+    [
+        *((label, "none", "none") for label in NETS),
+        *((label, part, "none") for label in ("hrm", "transformer") for part in RECOMPUTED),
+        ("hrm", "none", "block"),
+        pytest.param("hrm", "none", "stack", marks=pytest.mark.slow),
+        pytest.param("hrm", "none", "step", marks=pytest.mark.slow),
+        ("transformer", "none", "step"),
+    ],
+)
+def test_micro_batches_add_up_to_the_whole_step(
+    label: str, recomputed: Any, compiled: CompileMode, data: SampledData
+) -> None:
+    expected = parts_add_up(net_with(NETS[label], recomputed=recomputed, compiled=compiled), data)
+    if (recomputed, compiled) != ("none", "none"):
+        torch.testing.assert_close(
+            expected, parts_add_up(net_with(NETS[label]), data), atol=1e-6, rtol=1e-5
+        )
+
+
+def parts_add_up(model: LanguageModel, data: SampledData) -> dict[str, torch.Tensor | None]:
+    """Requires of the micro-batches of a row what the row itself gives; its gradients."""
     (whole, *_) = PrefixLMDataset(data, packing(None), num_slots=64, epoch=0)
     parts = list(PrefixLMDataset(data, packing(40), num_slots=64, epoch=0))[:3]
     assert {part.num_micro for part in parts} == {3}
@@ -56,6 +82,7 @@ def test_micro_batches_add_up_to_the_whole_step(label: str, data: SampledData) -
     torch.testing.assert_close(split_sums.loss, sums.loss, atol=0, rtol=1e-6)
     for name in ("correct_tokens", "scored_tokens", "correct_sequences", "scored_sequences"):
         assert getattr(split_sums, name) == getattr(sums, name), name
+    return expected
 
 
 def test_a_micro_batch_of_padding_alone_changes_nothing(data: SampledData) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from models.loss import StepSums
 from training.checkpoint import Progress
 from training.distributed import World
 from training.telemetry import METRICS_FILE, MetricsLogger, cut_metrics, read_metrics
+from training.trackers import Tracker
 
 TOKENS_A_STEP = 50
 
@@ -46,6 +48,7 @@ class Logging:
         total_steps: int = 100,
         start: int = 0,
         world: World = ALONE,
+        tracker: Tracker | None = None,
     ) -> None:
         self.file = path / METRICS_FILE
         self.logger = MetricsLogger(
@@ -54,6 +57,7 @@ class Logging:
             log_interval=interval,
             total_steps=total_steps,
             start=Progress(0, 0, start, start * TOKENS_A_STEP),
+            tracker=tracker,
         )
 
     def add(self, step: int, what: StepSums | None = None, **values: float | None) -> None:
@@ -131,6 +135,59 @@ def test_tokens_per_second_count_from_the_line_before(
     assert speeds == [2 * TOKENS_A_STEP / 2.0, 2 * TOKENS_A_STEP / 8.0]
 
 
+def test_time_off_the_clock_is_no_training_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter((0.0, 2.0, 3.0, 103.0, 106.0))
+    monkeypatch.setattr(training.telemetry.time, "monotonic", lambda: next(clock))
+    log = Logging(tmp_path, interval=1)
+    monkeypatch.setattr(log.logger, "_show", lambda *_: None)
+    log.add(1)
+    with log.logger.clock_stopped():
+        pass
+    log.add(2)
+    speeds = [line["tokens_per_second"] for line in read_metrics(log.file)]
+    assert speeds == [TOKENS_A_STEP / 2.0, TOKENS_A_STEP / 4.0]
+
+
+def test_it_tells_for_which_steps_a_line_is_due(tmp_path: Path) -> None:
+    log = Logging(tmp_path, interval=4, total_steps=10)
+    due = [step for step in range(1, 11) if log.logger.is_due(step)]
+    for step in range(1, 11):
+        log.add(step)
+    assert due == [4, 8, 10] == [line["step"] for line in log.lines()]
+
+
+def test_what_is_recorded_is_a_line_of_its_own(tmp_path: Path) -> None:
+    log = Logging(tmp_path, interval=2)
+    for step in (1, 2):
+        log.add(step)
+    log.logger.record(Progress(1, 0, 2, 100), {"val/loss": 1.5, "val/bits_per_byte": None})
+    log.logger.record(Progress(1, 0, 3, 150), {"val/loss": 1.25})
+    _, second, third = read_metrics(log.file)
+    assert second == {"step": 2, "epoch": 1, "tokens": 100, "val/loss": 1.5}
+    assert third == {"step": 3, "epoch": 1, "tokens": 150, "val/loss": 1.25}
+    Logging(tmp_path, start=2)
+    assert len(read_metrics(log.file)) == 2  # what was recorded past the restored step is cut too
+
+
+def test_a_tracker_gets_the_same_lines(tmp_path: Path) -> None:
+    class Listening(Tracker):
+        heard: list[Any] = []
+
+        def log(self, line: Mapping[str, Any]) -> None:
+            self.heard.append(dict(line))
+
+        def close(self) -> None:
+            self.heard.append("closed")
+
+    log = Logging(tmp_path, interval=1, tracker=Listening())
+    log.add(1)
+    log.logger.record(Progress(step=1), {"val/loss": 1.5})
+    log.logger.close()
+    assert [*read_metrics(log.file), "closed"] == Listening.heard
+
+
 @pytest.mark.parametrize("saved_at", range(1, 12))
 def test_a_run_that_was_interrupted_logs_what_one_does_that_was_not(
     tmp_path: Path, saved_at: int
@@ -202,6 +259,7 @@ def test_lines_past_the_restored_step_are_cut(tmp_path: Path) -> None:
 def test_other_ranks_write_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     log = Logging(tmp_path, interval=1, world=World(rank=1, size=1, device=ALONE.device))
     log.add(1)
+    log.logger.record(Progress(step=1), {"val/loss": 1.0})
     assert not log.file.exists()
     log.logger.close()
     assert capfd.readouterr().err == ""
@@ -230,7 +288,7 @@ def test_ranks_and_devices_are_waited_for_only_where_a_line_is_due(
 
 
 def test_no_tracker_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for package in ("wandb", "tensorboard", "torch.utils.tensorboard"):
+    for package in ("wandb", "tensorboard", "torch.utils.tensorboard", "trackio"):
         monkeypatch.setitem(sys.modules, package, None)  # importing it fails
     log = Logging(tmp_path, interval=1)
     log.add(1)

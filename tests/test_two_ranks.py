@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from source_tree import ROOT
 from torch import Tensor
 from training_cases import BACKPROP_STEPS, train_rows
-from tworank_worker import MICRO_NETS, rows_of, seeded_net, state_tensors
+from tworank_worker import MICRO_NETS, OPTIONS, rows_of, seeded_net, state_tensors
 
 from data_io.sampled_format import EpochIndex, TokenizerInfo
 from data_io.sampled_writer import SampledWriter
@@ -118,7 +118,9 @@ def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize(
     ("net", "kind"),
-    [(net, "torch.float32") for net in NETS] + [(net, "micro") for net in MICRO_NETS],
+    [(net, "torch.float32") for net in NETS]
+    + [(net, "micro") for net in MICRO_NETS]
+    + [tuple(kind.split(".")) for kind in OPTIONS],
 )
 def test_two_ranks_equal_one_on_the_same_global_batch(
     two_ranks: TwoRanks, net: str, kind: str

@@ -8,8 +8,9 @@ INBOX holds sampled data and a run saved by one process. Tensors are left in OUT
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from net_cases import NETS, build, read_case
@@ -25,12 +26,15 @@ from training_cases import (
     train_rows,
 )
 
+from data_io.row_planning import RowPacking
 from data_io.sampled_format import SampledData
-from dataset_new import PrefixLMDataset, RowPacking
+from dataset_new import PrefixLMDataset
 from models.batch import PackedBatch
 from models.language_model import LanguageModel
+from models.transformer import Block
 from training.adam_atan2 import AdamATan2
 from training.checkpoint import Progress, RunDirectory, training_state
+from training.compiling import COMPILED, CompileMode, compile_model
 from training.distributed import World, shard_model, start_world, stop_world
 
 PACKING = RowPacking(256, num_replicas=2, drop_last_batch=True, target_only=True)
@@ -40,6 +44,24 @@ LR, EMA = 5e-4, 0.9
 BFLOAT16_NETS = MICRO_NETS = ("hrm", "transformer")
 SAVED_NET, SAVED_NAME = "hrm", "fsdp2_step_3"
 GREETING = "from rank 0: é"
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a net saves memory, and what of it is compiled."""
+
+    recomputed: Literal["none", "block", "attention"] = "none"
+    offloads: bool = False
+    compiled: CompileMode = "none"
+
+
+OPTIONS = {  # by kind of job
+    "hrm.recomputed": Options(recomputed="block", offloads=True),
+    "transformer.recomputed": Options(recomputed="attention", offloads=True),
+    "transformer.blocks": Options(compiled="block"),
+    "hrm.stacks": Options(compiled="stack"),
+    "transformer.step": Options(compiled="step"),
+}
 
 
 def rows_of(data: Path, rank: int, packing: RowPacking = PACKING) -> list[list[PackedBatch]]:
@@ -58,13 +80,18 @@ def rows_of(data: Path, rank: int, packing: RowPacking = PACKING) -> list[list[P
 
 
 def seeded_net(
-    net: str, world: World, dtype: torch.dtype = torch.float32
+    net: str, world: World, dtype: torch.dtype = torch.float32, options: Options = Options()
 ) -> tuple[LanguageModel, AdamATan2]:
     """A tiny net with the same weights whoever builds it, sharded over the world."""
     torch.manual_seed(1)
     model = build(NETS[net])
-    shard_model(model, world, dtype)
-    return model, AdamATan2(model.parameters(), lr=LR, ema=EMA)
+    for module in model.modules():
+        if isinstance(module, Block):
+            module.recomputed = options.recomputed
+    compile_model(model, options.compiled, backend="aot_eager")
+    shard_model(model, world, dtype, unit=COMPILED.get(options.compiled, Block))
+    state_device = torch.device("cpu") if options.offloads else None
+    return model, AdamATan2(model.parameters(), lr=LR, ema=EMA, state_device=state_device)
 
 
 def record_tensors(records: list[StepRecord]) -> dict[str, Tensor]:
@@ -133,6 +160,11 @@ def train_nets(inbox: Path, outbox: Path, world: World) -> None:
         save_file(found, outbox / f"{kind}.rank{world.rank}.safetensors")
         if kind == f"{SAVED_NET}.{torch.float32}":
             save(outbox / "run", model, optimizer, world)
+    for kind, options in OPTIONS.items():
+        model, optimizer = seeded_net(kind.split(".")[0], world, options=options)
+        records = train_rows(model, optimizer, split, world)
+        found = record_tensors(records) | state_tensors(model, optimizer)
+        save_file(found, outbox / f"{kind}.rank{world.rank}.safetensors")
 
 
 def save(run: Path, model: LanguageModel, optimizer: AdamATan2, world: World) -> None:

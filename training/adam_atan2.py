@@ -6,14 +6,29 @@ gradients may be summed over ranks. Works on local shards, batched over paramete
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+
+from training.host_state import State, copy_on, local_part, streamed
 
 BATCH_ELEMENTS = 1 << 26  # parameters updated at a time: bounds the temporaries (256 MiB in fp32)
+
+
+class UpdateWatch(Protocol):
+    """Looks on while weights are updated, some parameters at a time."""
+
+    def add(
+        self,
+        params: Sequence[Tensor],
+        grads: Sequence[Tensor],
+        before: Sequence[Tensor],
+        after: Sequence[Tensor],
+    ) -> None:
+        """This rank's parts of gradients, and of weights before and after the step."""
+        ...
 
 
 class AdamATan2(torch.optim.Optimizer):
@@ -24,8 +39,12 @@ class AdamATan2(torch.optim.Optimizer):
 
     Parameters without a gradient are skipped whole: no decay, no average, no step. State per
     parameter: `exp_avg` (absent when beta1 is 0), `exp_avg_sq`, `param_ema` (absent when `ema` is
-    None), `step` (fp32 scalar on CPU). It exists from the start, so that it can be loaded.
+    None), `step` (fp32 scalar on CPU). It exists from the start, so that it can be loaded. With a
+    `state_device` it lies there, and visits the device of the weights for each update.
+    While `watch` is set, it sees every update; weights are copied for it, a batch at a time.
     """
+
+    watch: UpdateWatch | None = None
 
     def __init__(
         self,
@@ -35,12 +54,14 @@ class AdamATan2(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.95),
         weight_decay: float = 0.1,
         ema: float | None = None,
+        state_device: torch.device | None = None,
     ) -> None:
         defaults = {"lr": lr, "betas": betas, "weight_decay": weight_decay, "ema": ema}
         super().__init__(params, defaults)
+        self._state_device = state_device
         for group in self.param_groups:
             for param in group["params"]:
-                self.state[param] = _initial_state(param, group)
+                self.state[param] = _initial_state(param, group, state_device or param.device)
 
     def set_lr(self, lr: float) -> None:
         """Sets the learning rate of the next step."""
@@ -54,8 +75,9 @@ class AdamATan2(torch.optim.Optimizer):
         for group in self.param_groups:
             params = [param for param in group["params"] if param.grad is not None]
             updated += len(params)
-            for batch in self._batches(params):
-                self._update(batch, group)
+            batches = list(self._batches(params))
+            for batch, states in zip(batches, self._states(batches), strict=True):
+                self._update(batch, states, group)
         # FSDP leaves gradients on unsharded copies unless it is told to reshard: none is a bug.
         assert updated, "no parameter has a gradient; was reshard() called after the backward pass?"
 
@@ -73,19 +95,26 @@ class AdamATan2(torch.optim.Optimizer):
                 batch.append(param)
             yield batch
 
-    def _update(self, params: list[Tensor], group: dict[str, Any]) -> None:
-        states = [self.state[param] for param in params]
-        for state in states:
-            state["step"] += 1
-        step = int(states[0]["step"].item())
+    def _states(self, batches: list[list[Tensor]]) -> Iterator[list[State]]:
+        """This rank's part of the state of each batch, where its weights are; without `step`."""
+        states = [[_vectors(self.state[param]) for param in batch] for batch in batches]
+        if self._state_device is None or not batches:
+            return iter(states)
+        return streamed(states, batches[0][0].device)
+
+    def _update(self, params: list[Tensor], states: list[State], group: dict[str, Any]) -> None:
+        for param in params:
+            self.state[param]["step"] += 1
+        step = int(self.state[params[0]]["step"].item())
         beta1, beta2 = group["betas"]
-        weights = [_local(param) for param in params]
-        grads = [_local(param.grad) for param in params]
-        variances = [_local(state["exp_avg_sq"]) for state in states]
+        weights = [local_part(param) for param in params]
+        grads = [local_part(param.grad) for param in params]
+        variances = [state["exp_avg_sq"] for state in states]
+        before = [weight.clone() for weight in weights] if self.watch else []
         torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
         means = grads
         if beta1:
-            means = [_local(state["exp_avg"]) for state in states]
+            means = [state["exp_avg"] for state in states]
             torch._foreach_lerp_(means, grads, 1 - beta1)
         torch._foreach_mul_(variances, beta2)
         torch._foreach_addcmul_(variances, grads, grads, 1 - beta2)
@@ -94,22 +123,22 @@ class AdamATan2(torch.optim.Optimizer):
         for mean, update in zip(means, updates, strict=True):
             torch.atan2(mean, update, out=update)
         torch._foreach_add_(weights, updates, alpha=-group["lr"] / (1 - beta1**step))
+        if self.watch:
+            self.watch.add(params, grads, before, weights)
         if group["ema"] is not None:
-            averages = [_local(state["param_ema"]) for state in states]
+            averages = [state["param_ema"] for state in states]
             torch._foreach_lerp_(averages, weights, 1 - group["ema"])
 
 
-def _initial_state(param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+def _initial_state(param: Tensor, group: dict[str, Any], device: torch.device) -> State:
     state = {"step": torch.zeros((), dtype=torch.float32)}
-    if group["betas"][0]:
-        state["exp_avg"] = torch.zeros_like(param, memory_format=torch.preserve_format)
-    state["exp_avg_sq"] = torch.zeros_like(param, memory_format=torch.preserve_format)
+    kinds = ("exp_avg",) * bool(group["betas"][0]) + ("exp_avg_sq",)
+    for kind in kinds:
+        state[kind] = copy_on(param, device).zero_()
     if group["ema"] is not None:
-        state["param_ema"] = param.detach().clone()
+        state["param_ema"] = copy_on(param, device)
     return state
 
 
-def _local(tensor: Tensor | None) -> Tensor:
-    """This rank's shard: DTensor arithmetic is slower and leaks (torchtitan#3790)."""
-    assert tensor is not None
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+def _vectors(state: State) -> State:
+    return {kind: local_part(tensor) for kind, tensor in state.items() if kind != "step"}

@@ -1,4 +1,7 @@
-"""A model on its device: precision, attention backend and sharding chosen, and said."""
+"""A model and its optimizer on their device, and what was chosen for them, and said.
+
+Owns the choice of precision, attention, linear kernel, memory, compilation and sharding.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,9 @@ import torch
 from models.attention import AttentionBackend, select_attention
 from models.language_model import LanguageModel
 from models.linear import pick_linear_kernel, set_linear_kernel
+from models.transformer import Block
+from training.adam_atan2 import AdamATan2
+from training.compiling import COMPILED, compile_model, require_compiler
 from training.distributed import World, device_note, shard_model
 from training.schema import RunConfig
 
@@ -34,18 +40,64 @@ def build_model(
     dtype = compute_dtype(config.fwd_bwd_dtype, world.device)
     linear, linear_reason = choose_linear(config, world, recorded.get("linear"))
     attention, attention_reason = choose_attention(config, world, recorded.get("attention"))
+    require_compiler(config.compile, world.device, attention)
     model = LanguageModel(config.arch, vocab_size, attention).to(world.device)
-    shard_model(model, world, dtype)
+    for module in model.modules():
+        if isinstance(module, Block):
+            module.recomputed = config.activation_checkpointing
+    compile_model(model, config.compile)
+    shard_model(model, world, dtype, unit=COMPILED.get(config.compile, Block))
     kind = str(dtype).removeprefix("torch.")
     return BuiltModel(
         model,
-        {"attention": attention.name, "linear": linear, "device": world.device.type},
+        {
+            "attention": attention.name,
+            "linear": linear,
+            "compile": config.compile,
+            "device": world.device.type,
+        },
         {
             "device": f"{device_note(world.device)}, {kind} compute, {world.size} process(es)",
             "attention": f"{attention.name} ({attention_reason})",
             **({"linear": f"{linear} ({linear_reason})"} if world.device.type == "cpu" else {}),
+            **_memory_lines(config, world.device),
+            **_compile_line(config, recorded.get("compile", config.compile)),
         },
     )
+
+
+def build_optimizer(config: RunConfig, model: LanguageModel) -> AdamATan2:
+    """The optimizer of a run, its state in host memory where that is asked for and not the same."""
+    offloads = config.offload_optimizer and model.lm_head.weight.device.type == "cuda"
+    return AdamATan2(
+        model.parameters(),
+        lr=config.lr,
+        betas=(config.beta1, config.beta2),
+        weight_decay=config.weight_decay,
+        ema=config.ema,
+        state_device=torch.device("cpu") if offloads else None,
+    )
+
+
+def _memory_lines(config: RunConfig, device: torch.device) -> dict[str, str]:
+    lines = {}
+    if config.activation_checkpointing != "none":
+        part = {"block": "whole blocks", "attention": "attention"}[config.activation_checkpointing]
+        lines["activations"] = f"those of {part} are computed again in the backward pass"
+    if config.offload_optimizer:
+        lines["optimizer"] = (
+            "state in host memory"
+            if device.type == "cuda"
+            else f"state is not offloaded: {device.type} has no memory apart from the host's"
+        )
+    return lines
+
+
+def _compile_line(config: RunConfig, before: str) -> dict[str, str]:
+    changed = f"; it was {before}: the run is no longer bit-equal" * (before != config.compile)
+    if config.compile == "none" and not changed:
+        return {}
+    return {"compile": f"{config.compile}{changed}"}
 
 
 def choose_attention(

@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,20 @@ class RunDirectory:
             write_atomically(self.path / CONFIG_FILE, yaml.safe_dump(dict(config)))
             write_atomically(self.path / METADATA_FILE, yaml.safe_dump(dict(metadata)))
         self.world.barrier()
+
+    def aside(self) -> RunDirectory:
+        """A directory on the same disk for what is not kept: see `discarded`."""
+        home = next(parent for parent in self.path.absolute().parents if parent.is_dir())
+        return RunDirectory(home / f".{self.path.name}.dry_run", self.world)
+
+    @contextmanager
+    def discarded(self) -> Iterator[None]:
+        """Removes the directory afterwards, however it ends."""
+        try:
+            yield
+        finally:
+            if self.world.is_main:
+                shutil.rmtree(self.path, ignore_errors=True)
 
     def recover(self) -> None:
         """Brings a checkpoint back that was being replaced when the run was killed."""

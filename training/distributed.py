@@ -6,7 +6,8 @@ Without `torchrun` the world is one process and every collective is a no-op.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -135,8 +136,24 @@ def set_threads(
     return num_threads, reason
 
 
-def shard_model(model: nn.Module, world: World, compute_dtype: torch.dtype) -> None:
+def make_deterministic() -> None:
+    """Kernels that give the same bits each time, on CUDA too; call it before CUDA starts."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+
+
+def shard_model(
+    model: nn.Module,
+    world: World,
+    compute_dtype: torch.dtype,
+    *,
+    unit: type[nn.Module] = Block,
+) -> None:
     """FSDP2 over all ranks, in place: fp32 master weights and reductions, `compute_dtype` inside.
+
+    The weights of each `unit` are gathered together. FSDP acts between units, so what is compiled
+    as a whole must lie inside one, and be compiled before.
 
     One process in fp32 stays a plain module. One process in bf16 wraps the root alone, so that the
     same policy makes the compute copy. Gradients are summed over ranks, never averaged.
@@ -155,7 +172,7 @@ def shard_model(model: nn.Module, world: World, compute_dtype: torch.dtype) -> N
     )
     if world.size > 1:
         for module in model.modules():
-            if isinstance(module, Block):
+            if isinstance(module, unit):
                 fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     model.register_forward_hook(_require_gradient)
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
@@ -184,6 +201,20 @@ def reshard(model: nn.Module) -> None:
     """
     for module in _sharded_modules(model):
         module.reshard()
+
+
+@contextmanager
+def unsharded(model: nn.Module) -> Iterator[None]:
+    """Whole compute copies on every rank, for passes other than `forward` (prefill, decode).
+
+    All ranks enter it together, after a first `forward`, and make the same passes inside.
+    """
+    for module in _sharded_modules(model):
+        module.unshard()
+    try:
+        yield
+    finally:
+        reshard(model)
 
 
 def _sharded_modules(model: nn.Module) -> list[FSDPModule]:

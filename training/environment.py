@@ -21,6 +21,7 @@ ENVIRONMENT_FILE, CODE_FILE = "environment.json", "code.zip"
 SOURCE_ROOT = Path(__file__).resolve().parents[1]
 _PACKAGES = ("torch", "numpy", "numba", "hydra-core", "omegaconf", "pydantic", "safetensors")
 _FLOOR = re.compile(r"^([\w-]+)>=([\d.]+)", re.MULTILINE)
+DIFF_CHARACTERS = 500_000  # of git_diff in environment.json
 _SOURCE_SUFFIXES = {".py", ".yaml", ".toml", ".txt"}
 
 
@@ -52,6 +53,7 @@ def record_environment(run_path: Path, choices: Mapping[str, Any]) -> None:
         "command": [Path(w).name if w.endswith(".py") else w for w in sys.orig_argv[1:]],
         "git_commit": commit,
         "git_clean": is_clean,
+        "git_diff": None if is_clean else _git_diff(),
     }
     write_atomically(run_path / ENVIRONMENT_FILE, json.dumps(record, indent=2))
     if not is_clean:
@@ -94,6 +96,14 @@ def _git(*arguments: str) -> str | None:
 def _git_state() -> tuple[str | None, bool]:
     commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
     return (commit.strip() if commit else None), commit is not None and changes == ""
+
+
+def _git_diff() -> str | None:
+    """What differs from the commit, without the golden tensors; new files are in code.zip alone."""
+    diff = _git("diff", "--no-color", "--no-ext-diff", "HEAD", "--", ".", ":!tests/golden")
+    if diff is None or len(diff) <= DIFF_CHARACTERS:
+        return diff
+    return f"{diff[:DIFF_CHARACTERS]}\n... cut after {DIFF_CHARACTERS} characters; see {CODE_FILE}"
 
 
 def _zip_sources(path: Path) -> None:

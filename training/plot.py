@@ -1,4 +1,4 @@
-"""Curves of runs as a PNG: loss, accuracy and speed over steps, smoothed over the raw values.
+"""Curves of runs: a PNG of the main ones, and a page to explore and compare all that was logged.
 
 python -m training.plot checkpoints/quickstart/nano-hrm [MORE_RUNS...] [--output curves.png]
 """
@@ -11,77 +11,113 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from training.telemetry import METRICS_FILE, read_metrics
+from training.plot_page import write_page
+from training.run_curves import RunCurves, read_runs
 
-PANELS = (
-    ("train/loss", "loss (nats per token)"),
-    ("train/accuracy", "token accuracy"),
-    ("train/exact_accuracy", "exact accuracy (whole answers)"),
-)
-SMOOTHING_SHARE = 0.02  # of a run's lines are averaged into one point
+PANELS = {
+    "loss": "loss (nats per token)",
+    "accuracy": "token accuracy",
+    "exact_accuracy": "exact accuracy (whole answers)",
+    "bits_per_byte": "bits per byte",
+}
+# Of the same metric, in one panel.
+LINE_STYLES: dict[str, Any] = {"train": "-", "val": "--", "val_ema": ":"}
+SMOOTHING_SHARE = 0.02  # of a curve's points, to either side, are averaged into one
 
 
-def draw_curves(runs: Sequence[Path], output: Path) -> None:
-    """Draws the runs' metrics.jsonl into one PNG, one panel a metric."""
+def draw_curves(paths: Sequence[Path], output: Path) -> None:
+    """Draws the runs' main metrics into one PNG, over the steps."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, panels = plt.subplots(1, len(PANELS), figsize=(13, 3.8), layout="constrained")
-    for number, run in enumerate(runs):
-        lines = metrics_of(run)
-        steps = [line["step"] for line in lines]
-        for panel, (name, _) in zip(panels, PANELS, strict=True):
-            values = [line[name] for line in lines]
-            color = f"C{number}"
-            panel.plot(steps, values, color=color, alpha=0.2, linewidth=0.8)
-            panel.plot(steps, smoothed(values), color=color, linewidth=1.8, label=run.name)
-    for panel, (name, title) in zip(panels, PANELS, strict=True):
-        panel.set_title(title, fontsize=10)
-        panel.set_xlabel("step")
-        panel.grid(alpha=0.25)
-        panel.spines[["top", "right"]].set_visible(False)
-        panel.set_ylim(*((0, None) if name == "train/loss" else (0, 1.02)))
-    if len(runs) > 1:
-        panels[-1].legend(frameon=False, fontsize=8)
-    figure.suptitle(", ".join(run.name for run in runs), fontsize=11)
-    figure.savefig(output, dpi=120)
+    runs = read_runs(paths)
+    logged = {name for run in runs for name in run.metrics()}
+    kinds = [kind for kind in LINE_STYLES if any(name.startswith(f"{kind}/") for name in logged)]
+    names = {last: [f"{kind}/{last}" for kind in kinds] for last in PANELS}
+    names = {last: found for last in PANELS if (found := logged.intersection(names[last]))}
+    if not names:
+        raise ValueError(
+            f"none of {', '.join(PANELS)} was logged by {runs[0].name}; the page shows the rest"
+        )
+    figure, panels = plt.subplots(
+        1, len(names), figsize=(4.4 * len(names), 3.9), layout="constrained", squeeze=False
+    )
+    for axes, (last, found) in zip(panels.flat, names.items(), strict=True):
+        _draw_panel(axes, runs, sorted(found))
+        axes.set_title(PANELS[last], fontsize=10)
+    _draw_legend(figure, runs, kinds)
+    figure.savefig(output, dpi=150)
     plt.close(figure)
 
 
 def smoothed(values: Sequence[float]) -> list[float]:
-    """A centred moving average that narrows at both ends."""
+    """A centred moving average; it narrows towards the start, where curves are steep."""
     reach = int(len(values) * SMOOTHING_SHARE)
     averages = []
     for index in range(len(values)):
-        width = min(reach, index, len(values) - 1 - index)
-        part = values[index - width : index + width + 1]
+        before = min(reach, index)
+        part = values[index - before : index + before + 1]
         averages.append(sum(part) / len(part))
     return averages
 
 
-def metrics_of(run: Path) -> list[dict[str, Any]]:
-    """The lines of a run; ValueError where there are none."""
-    path = run / METRICS_FILE
-    if not path.is_file() or not (lines := read_metrics(path)):
-        raise ValueError(f"{path} holds no metrics yet; give the folder of a run that has trained")
-    return lines
+def _draw_panel(axes: Any, runs: Sequence[RunCurves], names: Sequence[str]) -> None:
+    for number, run in enumerate(runs):
+        for name in names:
+            at, values = run.series(name)
+            steps, color = [run.lines[index]["step"] for index in at], f"C{number % 10}"
+            style = LINE_STYLES[name.partition("/")[0]]
+            if style == "-":  # the raw values, pale
+                axes.plot(steps, values, color=color, alpha=0.2, linewidth=0.8)
+            axes.plot(steps, smoothed(values), color=color, linewidth=1.8, linestyle=style)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("step")
+    axes.locator_params(axis="x", nbins=5)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_legend(figure: Any, runs: Sequence[RunCurves], kinds: Sequence[str]) -> None:
+    """One for all panels: runs by colour, and held-out data by line style where there is any."""
+    from matplotlib.lines import Line2D
+
+    entries = {
+        run.name: Line2D([], [], color=f"C{number % 10}", linewidth=2)
+        for number, run in enumerate(runs)
+    }
+    for kind in kinds if len(kinds) > 1 else ():
+        entries[kind] = Line2D([], [], color="0.3", linewidth=1.8, linestyle=LINE_STYLES[kind])
+    figure.legend(
+        list(entries.values()),
+        list(entries),
+        loc="outside upper center",
+        ncols=min(6, len(entries)),
+        frameon=False,
+    )
 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description="Draws the training curves of runs as a PNG.")
+    parser = argparse.ArgumentParser(
+        description="Draws the training curves of runs: a PNG, and a page (HTML) beside it."
+    )
     parser.add_argument("runs", nargs="+", type=Path, help="run directories")
-    parser.add_argument("--output", type=Path, help="default: curves.png in the first run")
+    parser.add_argument(
+        "--output", type=Path, help="default: curves.png in the run, or comparison.png in the first"
+    )
     arguments = parser.parse_args()
-    output = arguments.output or arguments.runs[0] / "curves.png"
+    default = "curves.png" if len(arguments.runs) == 1 else "comparison.png"
+    output: Path = arguments.output or arguments.runs[0] / default
+    picture, page = output.with_suffix(".png"), output.with_suffix(".html")
     try:
-        draw_curves(arguments.runs, output)
-    except ValueError as error:
+        write_page(read_runs(arguments.runs), page)
+        draw_curves(arguments.runs, picture)
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    print(output)
+    print(picture, page, sep="\n")
 
 
 if __name__ == "__main__":

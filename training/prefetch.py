@@ -60,6 +60,27 @@ def load_batches(
     raise ValueError(f"{num_workers=} must be 0 or 1: one process keeps the order of batches")
 
 
+def load_global_batches(
+    source: RowSource, device: torch.device, *, num_workers: int
+) -> Iterator[list[PackedBatch]]:
+    """This rank's micro-batches of each global batch, on the device.
+
+    Each is on its way there while the one before it is computed.
+    """
+    is_cuda = device.type == "cuda"
+    complete: list[PackedBatch] = []
+    coming: list[PackedBatch] = []
+    for batch in load_batches(source, num_workers=num_workers, pin_memory=is_cuda):
+        coming.append(batch.to(device, non_blocking=is_cuda))
+        if batch.micro_index + 1 < batch.num_micro:
+            continue
+        if complete:
+            yield complete
+        complete, coming = coming, []
+    if complete:
+        yield complete
+
+
 def _batches(
     source: RowSource, rows: Iterator[tuple[Row, Any]], pin_memory: bool
 ) -> Iterator[PackedBatch]:

@@ -49,13 +49,33 @@ def is_finished(run: RunDirectory, epochs: int) -> bool:
     return bool(found) and found[-1].progress.epoch >= epochs
 
 
+def named_path(
+    *,
+    data_path: str,
+    project_name: str | None,
+    run_name: str | None,
+    checkpoint_path: str | None,
+) -> Path | None:
+    """The folder of a run by the names that a command gives; None where it names no run."""
+    if checkpoint_path:
+        return Path(checkpoint_path)
+    return _project_path(data_path, project_name) / str(run_name) if run_name else None
+
+
+def _project_path(data_path: str, project_name: str | None) -> Path:
+    return CHECKPOINTS / str(project_name or Path(data_path).resolve().name)
+
+
 def _names(config: RunConfig, world: World) -> tuple[str, str, str, str]:
-    project = config.project_name or Path(config.data.path).resolve().name
-    if config.checkpoint_path:
-        path = Path(config.checkpoint_path)
-        return project, config.run_name or path.name, str(path), "given"
-    if config.run_name:
-        return project, config.run_name, str(CHECKPOINTS / project / config.run_name), "given"
+    project = _project_path(config.data.path, config.project_name).name
+    given = named_path(
+        data_path=config.data.path,
+        project_name=config.project_name,
+        run_name=config.run_name,
+        checkpoint_path=config.checkpoint_path,
+    )
+    if given:
+        return project, config.run_name or given.name, str(given), "given"
     if not config.new_run:
         unfinished = _newest_unfinished(config, CHECKPOINTS / project, world)
         if unfinished:

@@ -9,6 +9,7 @@ import math
 
 from models.hrm import HRMConfig
 from models.transformer import NetConfig
+from training.schema import RunConfig
 
 
 def lr_at(step: int, *, lr: float, min_ratio: float, warmup_steps: int, total_steps: int) -> float:
@@ -26,6 +27,18 @@ def backprop_steps_at(step: int, total_steps: int, config: NetConfig) -> int | N
     warmup_steps = total_steps * config.bp_warmup_ratio
     done = min(1.0, step / warmup_steps) if warmup_steps else 1.0
     return config.bp_min_steps + int(done * (config.bp_max_steps - config.bp_min_steps))
+
+
+def scheduled(step: int, total_steps: int, config: RunConfig) -> tuple[float, int | None]:
+    """Learning rate, and number of gradient-carrying calls, of a step."""
+    lr = lr_at(
+        step,
+        lr=config.lr,
+        min_ratio=config.lr_min_ratio,
+        warmup_steps=config.lr_warmup_steps,
+        total_steps=total_steps,
+    )
+    return lr, backprop_steps_at(step, total_steps, config.arch)
 
 
 def check_schedule(*, warmup_steps: int, total_steps: int) -> None:

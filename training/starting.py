@@ -8,16 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
-from torch import nn
+from torch import Tensor, nn
 
-from data_io.sampled_format import SampledData, TokenizerInfo
 from training.adam_atan2 import AdamATan2
 from training.checkpoint import (
     CONFIG_FILE,
     EMA,
-    METADATA_FILE,
+    MODEL,
+    OPTIMIZER,
     Checkpoint,
     Progress,
     RunDirectory,
@@ -26,25 +24,12 @@ from training.checkpoint import (
 )
 from training.distributed import World
 from training.run_names import comparable
+from training.run_records import choose_checkpoint, stored_config
 from training.schema import RunConfig
-from training.tensor_store import read_tensors_into
+from training.tensor_store import read_tensors_into, tensor_shapes
 
-# Settings of nets that say how far gradients reach: the same weights fit whatever they are.
-GRADIENT_REACH = {
-    *("bp_warmup_ratio", "bp_min_steps", "bp_max_steps"),
-    *("H_bp_steps", "L_bp_steps", "L_bp_cycles", "bp_cycles"),
-}
-
-
-class TrainMetadata(BaseModel):
-    """train_metadata.yaml: what a run knows of its data."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
-
-    max_seq_len: PositiveInt  # of the model: already without the shift
-    vocab_size: PositiveInt  # of the model: already rounded up
-    total_length: NonNegativeInt
-    tokenizer_info: TokenizerInfo
+# What a run that starts from another one has of its own.
+START_KEYS = ("resume_from", "resume_epoch", "weights_only_resume_from_ema")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +85,8 @@ def find_start(directory: RunDirectory, config: RunConfig) -> Start:
                 f"{directory.path} holds something, but no run ({CONFIG_FILE} is missing); "
                 "choose another checkpoint_path, or empty the folder"
             )
-        return Start(None, _find_source(config), False, ())
+        return _start_from(config, [])
     wanted = config.model_dump()
-    _require_same_arch(stored, wanted, directory.path)
     if config.new_run:
         raise ValueError(
             f"new_run=true, but {directory.path} already holds a run; choose another run_name or "
@@ -116,6 +100,7 @@ def find_start(directory: RunDirectory, config: RunConfig) -> Start:
         except (ValueError, OSError) as error:
             damaged.append(str(error))
             continue
+        _require_same_epochs(stored, config, directory.path)
         is_finished = checkpoint.progress.epoch >= config.epochs
         if is_finished and notes:
             raise ValueError(
@@ -129,7 +114,7 @@ def find_start(directory: RunDirectory, config: RunConfig) -> Start:
             f"{directory.path} has no checkpoint that can be continued from: {'; '.join(damaged)}"
         )
     notes.append("no complete checkpoint yet: starts from the beginning")
-    return Start(None, _find_source(config), False, tuple(notes))
+    return _start_from(config, notes)
 
 
 def load_start(
@@ -141,21 +126,43 @@ def load_start(
         return {"continued": f"{start.checkpoint.path.name}, step {start.progress.step:,}"}
     if not start.source:
         return {}
-    if not config.weights_only_resume_from_ema:
-        start.source.restore(model, optimizer, is_verified=True)
-        return {"starts from": f"{start.source.path} (weights, optimizer state)"}
-    state = training_state(model, optimizer)
-    read_tensors_into(start.source.path / EMA, state["model"])
-    with torch.no_grad():
-        for name, average in state.get(EMA, {}).items():
-            average.copy_(state["model"][name])
-    return {"starts from": f"{start.source.path} (EMA weights)"}
+    state, source = training_state(model, optimizer), start.source.path
+    if config.weights_only_resume_from_ema:
+        read_tensors_into(source / EMA, state[MODEL])
+        _begin_average(state)
+        return {"starts from": f"{source} (EMA weights; a fresh optimizer)"}
+    taken = ["weights"]
+    read_tensors_into(source / MODEL, state[MODEL])
+    stored = tensor_shapes(source / OPTIMIZER)
+    # Moments that the source did not keep (its beta1 was 0) begin at zero.
+    known = {name: tensor for name, tensor in state[OPTIMIZER].items() if name in stored}
+    read_tensors_into(source / OPTIMIZER, known)
+    absent = sorted({name.partition(".")[0] for name in set(state[OPTIMIZER]) - set(known)})
+    taken.append(
+        "optimizer state" + f" ({', '.join(absent)} is not in it: from zero)" * bool(absent)
+    )
+    if EMA in state and start.source.has_ema:
+        read_tensors_into(source / EMA, state[EMA])
+        taken.append("EMA")
+    elif EMA in state:
+        _begin_average(state)
+        taken.append("no EMA is there: it starts from the weights")
+    elif start.source.has_ema:
+        taken.append("its EMA is left, since ema is null")
+    return {"starts from": f"{source} ({', '.join(taken)})"}
 
 
-def _find_source(config: RunConfig) -> Checkpoint | None:
-    """The checkpoint that `resume_from` names, verified."""
+@torch.no_grad()
+def _begin_average(state: dict[str, dict[str, Tensor]]) -> None:
+    """The average begins as the weights, where one is kept."""
+    for name, average in state.get(EMA, {}).items():
+        average.copy_(state[MODEL][name])
+
+
+def _start_from(config: RunConfig, notes: list[str]) -> Start:
+    """The start of a new run: at what `resume_from` names, verified, or at nothing."""
     if config.resume_from is None:
-        return None
+        return Start(None, None, False, tuple(notes))
     run = Path(config.resume_from)
     stored = stored_config(run)
     if stored is None:
@@ -163,93 +170,30 @@ def _find_source(config: RunConfig) -> Checkpoint | None:
             f"resume_from={run} is no run directory ({CONFIG_FILE} is missing); give the folder "
             "that holds fsdp2_epoch_N"
         )
-    _require_same_arch(stored, config.model_dump(), run)
     checkpoint = choose_checkpoint(run, epoch=config.resume_epoch)
     if config.weights_only_resume_from_ema and not checkpoint.has_ema:
         raise ValueError(
             f"{checkpoint.path} holds no EMA weights; leave weights_only_resume_from_ema out"
         )
     checkpoint.verify(*((EMA,) if config.weights_only_resume_from_ema else ()))
-    return checkpoint
-
-
-def fingerprint_of(data: SampledData, epochs: int) -> str:
-    """What tells the data of a run apart, and over how many epochs it was taken."""
-    return f"{epochs}:{data.fingerprint(epochs)}"
-
-
-def require_same_data(recorded: str | None, data: SampledData, config: RunConfig) -> None:
-    """ValueError where a run would be continued on other data than it began with."""
-    if recorded is None or config.new_run:
-        return
-    epochs = min(int(recorded.partition(":")[0]), data.num_epochs)
-    if fingerprint_of(data, epochs) != recorded:
-        raise ValueError(
-            f"the data in {config.data.path} is not what {config.checkpoint_path} was trained on "
-            "(other files or other content), so its position in it means nothing; bring the data "
-            "back, or start another run with another run_name"
-        )
-
-
-def choose_checkpoint(
-    run: Path, *, epoch: int | None = None, step: int | None = None
-) -> Checkpoint:
-    """A run's checkpoint: that of an epoch or a step, else the newest complete one."""
-    if epoch is not None:
-        return read_checkpoint(run / f"fsdp2_epoch_{epoch}")
-    if step is not None:
-        return read_checkpoint(run / f"fsdp2_step_{step}")
-    alone = World(rank=0, size=1, device=torch.device("cpu"))
-    directory = RunDirectory(run, alone)
-    if damaged := directory.damaged():
-        raise ValueError(f"{damaged[0]}; delete it, or name another by its epoch or step")
-    found = directory.checkpoints()
-    if not found:
-        raise FileNotFoundError(
-            f"{run} holds no complete checkpoint (fsdp2_epoch_N or fsdp2_step_N); train it first, "
-            "or give another folder"
-        )
-    return found[-1]
-
-
-def stored_config(run: Path) -> dict[str, Any] | None:
-    """The configuration in a run directory; None where there is none."""
-    path = run / CONFIG_FILE
-    if not path.is_file():
-        return None
-    try:
-        stored = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
-    if not isinstance(stored, dict) or not isinstance(stored.get("arch"), dict):
-        raise ValueError(f"{path} holds no run's configuration; it has no arch section")
-    return stored
-
-
-def stored_metadata(run: Path) -> TrainMetadata:
-    """The data record in a run directory."""
-    path = run / METADATA_FILE
-    try:
-        return TrainMetadata.model_validate(yaml.safe_load(path.read_text()))
-    except FileNotFoundError:
-        raise FileNotFoundError(
-            f"{path} is missing: the folder is no whole run directory"
-        ) from None
-    except (ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} is no record of training data: {error}") from None
-
-
-def _require_same_arch(stored: dict[str, Any], wanted: dict[str, Any], run: Path) -> None:
     before, now = (
-        {key: value for key, value in config["arch"].items() if key not in GRADIENT_REACH}
-        for config in (stored, wanted)
+        {key: value for key, value in comparable(settings).items() if key not in START_KEYS}
+        for settings in (stored, config.model_dump())
     )
-    differences = _differences(before, now)
-    if differences:
-        raise ValueError(
-            f"{run} holds another architecture than the one asked for: "
-            f"{'; '.join(differences)}; give the same arch settings, or another checkpoint_path"
-        )
+    differences = [f"than in {run}: {each}" for each in _differences(before, now)]
+    return Start(None, checkpoint, False, (*notes, *differences))
+
+
+def _require_same_epochs(stored: dict[str, Any], config: RunConfig, run: Path) -> None:
+    """The schedule of a run follows from its epochs, unless its length was given."""
+    before = stored.get("epochs")
+    if before == config.epochs or isinstance(config.schedule_steps, int):
+        return
+    raise ValueError(
+        f"epochs={config.epochs}, but {run} was begun with epochs={before}, and its schedule with "
+        f"it; leave epochs at {before} to continue it, or train on in another run: new_run=true "
+        f"run_name=... resume_from={run}"
+    )
 
 
 def _differences(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:

@@ -14,6 +14,7 @@ from models.batch import PackedBatch
 from models.language_model import LanguageModel
 from models.loss import StepSums, next_token_sums
 from training.adam_atan2 import AdamATan2
+from training.compiling import compile_error, compile_failures
 from training.distributed import World, reshard, set_gradient_sync
 
 
@@ -34,7 +35,10 @@ def train_step(
     `divisor`: scored tokens per rank, on average over ranks; one for all micro-batches, so that the
     step equals the unsplit one. NonFiniteLossError on all ranks when the loss of any is not finite.
     """
-    sums = accumulate_gradients(model, micro_batches, divisor, backprop_steps)
+    try:
+        sums = accumulate_gradients(model, micro_batches, divisor, backprop_steps)
+    except compile_failures() as error:
+        raise compile_error(error) from error
     _require_finite(sums, micro_batches, world)
     reshard(model)
     optimizer.step()

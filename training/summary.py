@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from data_io.row_planning import RowPacking, plan_epochs
+from data_io.sampled_format import SampledData
 from models.flops import core_parameters, total_parameters, training_flops_per_token
 from models.hrm import HRMConfig
 from models.transformer import NetConfig
 from models.trm import TRMConfig
+from training.checkpoint import Progress
+from training.schedule import check_schedule, published_total_steps
 from training.schema import RunConfig
 
 
@@ -21,6 +25,35 @@ class RunFacts:
     vocab_size: int
     total_steps: int  # of the learning-rate and bp schedules
     published_steps: int
+    num_slots: int  # S: slots for examples in a row
+
+    @classmethod
+    def of(
+        cls, config: RunConfig, data: SampledData, packing: RowPacking, start: Progress
+    ) -> RunFacts:
+        """Facts of a run that stands at `start`, counted from the packing of what is left.
+
+        ValueError where the run would end before its warm-up does.
+        """
+        plan = plan_epochs(data, packing, config.epochs, epoch=start.epoch, cursor=start.cursor)
+        metadata = data.metadata
+        counted = start.step + sum(plan.steps)
+        published = published_total_steps(
+            config.epochs, metadata.total_length, config.global_batch_size
+        )
+        named = {"counted": counted, "published": published}
+        total_steps = named.get(str(config.schedule_steps), config.schedule_steps)
+        assert isinstance(total_steps, int)
+        check_schedule(warmup_steps=config.lr_warmup_steps, total_steps=total_steps)
+        return cls(
+            counted_steps=counted,
+            filled_share=1 - plan.padding_share,
+            mean_keys=plan.mean_keys,
+            vocab_size=metadata.padded_vocab_size,
+            total_steps=total_steps,
+            published_steps=published,
+            num_slots=plan.num_slots,
+        )
 
 
 def summary_lines(config: RunConfig, facts: RunFacts, choices: dict[str, str]) -> list[str]:

@@ -1,6 +1,6 @@
 """What a run tells while it goes: sums of steps become averages, a bar, and metrics.jsonl.
 
-Nothing here waits for the device but at the steps that are logged.
+Nothing here waits for the device but at the steps that are logged. A tracker gets the same lines.
 """
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from tqdm import tqdm
 from models.loss import StepSums
 from training.checkpoint import Progress, write_atomically
 from training.distributed import World
+from training.trackers import Tracker
 
 METRICS_FILE = "metrics.jsonl"
 _COUNTS = ("correct_tokens", "scored_tokens", "correct_sequences", "scored_sequences")
@@ -47,10 +49,18 @@ class MetricsLogger:
     """Adds up steps, and every `log_interval` of them writes a line and moves the bar."""
 
     def __init__(
-        self, run_path: Path, world: World, *, log_interval: int, total_steps: int, start: Progress
+        self,
+        run_path: Path,
+        world: World,
+        *,
+        log_interval: int,
+        total_steps: int,
+        start: Progress,
+        tracker: Tracker | None = None,
     ) -> None:
         self.path = run_path / METRICS_FILE
         self.world = world
+        self.tracker = tracker or Tracker()
         self.log_interval = log_interval
         self.total_steps = total_steps
         self._pending: list[StepSums] = []
@@ -80,33 +90,56 @@ class MetricsLogger:
         self._collect()
         return {name: getattr(self._totals, name) for name in ("loss", *_COUNTS)}
 
+    def is_due(self, step: int) -> bool:
+        """Whether `add` writes a line for this step."""
+        return step % self.log_interval == 0 or step == self.total_steps
+
     def add(self, sums: StepSums, progress: Progress, values: Mapping[str, float | None]) -> None:
         """One step; `values` (lr, bp_steps) are logged as they are, None ones left out."""
         self._pending.append(sums)
-        is_last = progress.step == self.total_steps
-        if progress.step % self.log_interval and not is_last:
+        if not self.is_due(progress.step):
             return
         self._collect()
         if not self.world.is_main:
             return
         now = time.monotonic()
         tokens = progress.tokens - self._logged.tokens
+        speed = {"tokens_per_second": round(tokens / max(1e-9, now - self._logged_at), 1)}
+        averages = self._totals.averages()
+        self._write(progress, {**averages, **values, **speed})
+        self._show({**averages, **speed}, progress.step)
+        self._logged_at, self._logged, self._totals = now, progress, _Totals()
+
+    def record(self, progress: Progress, values: Mapping[str, float | None]) -> None:
+        """A line of its own for what is measured now and then, such as val/loss.
+
+        A step may have several lines: what reads metrics.jsonl goes by the names in them.
+        """
+        if self.world.is_main:
+            self._write(progress, values)
+
+    @contextmanager
+    def clock_stopped(self) -> Iterator[None]:
+        """What happens inside (validation, say) is not counted in tokens_per_second."""
+        started_at = time.monotonic()
+        yield
+        self._logged_at += time.monotonic() - started_at
+
+    def close(self) -> None:
+        """Leaves the bar as it stands, and waits for the tracker."""
+        self._bar.close()
+        self.tracker.close()
+
+    def _write(self, progress: Progress, values: Mapping[str, float | None]) -> None:
         line = {
             "step": progress.step,
             "epoch": progress.epoch,
             "tokens": progress.tokens,
-            **self._totals.averages(),
             **{name: value for name, value in values.items() if value is not None},
-            "tokens_per_second": round(tokens / max(1e-9, now - self._logged_at), 1),
         }
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
-        self._show(line, progress.step)
-        self._logged_at, self._logged, self._totals = now, progress, _Totals()
-
-    def close(self) -> None:
-        """Leaves the bar as it stands."""
-        self._bar.close()
+        self.tracker.log(line)
 
     def _collect(self) -> None:
         """Moves what is pending on the device into the totals. # sync: here, and only here."""
@@ -134,20 +167,24 @@ class MetricsLogger:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file; a torn last line (a killed run) is left out."""
-    lines = []
-    for number, text in enumerate(path.read_text().splitlines(), start=1):
+    """The objects of a file that has one a line; a torn last line (a killed run) is left out."""
+    found = []
+    texts = path.read_text().splitlines()
+    for number, text in enumerate(texts, start=1):
         try:
-            lines.append(json.loads(text))
+            found.append(json.loads(text))
         except json.JSONDecodeError as error:
-            if number == len(path.read_text().splitlines()):
+            if number == len(texts):
                 break
             raise ValueError(f"{path}, line {number} is no JSON: {error}") from None
-    return lines
+    return found
 
 
 def cut_metrics(path: Path, last_step: int) -> None:
-    """Drops lines past `last_step`: the run writes them again."""
+    """Drops what a continued run writes again: lines past `last_step`.
+
+    For any file whose lines are objects with a "step": metrics.jsonl, samples.jsonl.
+    """
     if not path.exists():
         return
     kept = [line for line in read_metrics(path) if line["step"] <= last_step]

@@ -4,6 +4,9 @@ Sequences are copied into buckets of about equal length and each bucket is one p
 boolean mask, built once per batch. Measured on a 2-core CPU in fp32 (T 4096, forward + backward):
 buckets 16 wide take half the time of one call per sequence at lengths near 40, about the same near
 200; one [T, T] mask takes 17 times as long. Neither fp32 masks nor softmax written out gained more.
+
+The buckets of each batch are others, so compiled code does not see them: there the whole attention
+is one operator of the packed rows and their lengths, whose shapes never change.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -21,6 +25,7 @@ from models.batch import PackedLayout
 FINE_WIDTH, COARSE_WIDTH = 16, 32  # bucket widths are multiples of these ...
 COARSE_FROM = 128  # ... the second one from this length on
 ALONE_FROM = 512  # sequences this long are calls of their own, without padding
+PLANS_KEPT = 4  # for compiled code, which asks for the plan of its rows with every call
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +51,12 @@ class BucketPlan:
     buckets: tuple[Bucket, ...]
     num_tokens: int
     num_rows: int
+    prefix_lens: Tensor  # [S]; with the next all that it was made from
+    cu_seqlens: Tensor  # [S + 1]
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            return _attend_whole(query, key, value, self.prefix_lens, self.cu_seqlens)[0]
         if not self.buckets:  # a row of padding alone
             return (query + key + value) * 0.0
         gathered = (_ToBuckets.apply(rows, self) for rows in (query, key, value))
@@ -77,27 +86,42 @@ class SdpaAttention:
         return None
 
     def prepare(self, layout: PackedLayout, num_rows: int) -> BucketPlan:
-        device = layout.cu_seqlens.device
-        num_seqs = int(layout.num_seqs)
-        # sync: on other devices than the CPU, once per batch.
-        prefix_lens = layout.prefix_lens[:num_seqs].cpu().long()
-        seq_lens = prefix_lens + layout.causal_lens[:num_seqs].cpu()
-        starts = layout.cu_seqlens[:num_seqs].cpu().long()
-        buckets = []
-        for width, members in _sequences_by_width(seq_lens.tolist()).items():
-            index = torch.tensor(members)
-            lens, slot = seq_lens[index, None], torch.arange(width)
-            rows = starts[index, None] + slot.minimum(lens - 1)
-            visible = _visible(prefix_lens[index], seq_lens[index], width)
-            bucket = Bucket(
-                num_seqs=len(members),
-                width=width,
-                source_rows=rows.flatten().to(device),
-                target_rows=rows.masked_fill(slot >= lens, num_rows).flatten().to(device),
-                visible=None if visible is None else visible.to(device),
-            )
-            buckets.append(bucket)
-        return BucketPlan(tuple(buckets), int(layout.num_tokens), num_rows)
+        return _plan(layout.prefix_lens, layout.cu_seqlens, num_rows)
+
+
+def _plan(prefix_lens: Tensor, cu_seqlens: Tensor, num_rows: int) -> BucketPlan:
+    # sync: on other devices than the CPU, once per batch.
+    lengths = tuple(prefix_lens.tolist()), tuple(cu_seqlens.tolist())
+    return _plan_of_lengths(*lengths, num_rows, cu_seqlens.device)
+
+
+@lru_cache(PLANS_KEPT)
+def _plan_of_lengths(
+    prefixes: tuple[int, ...], edges: tuple[int, ...], num_rows: int, device: torch.device
+) -> BucketPlan:
+    prefix_lens, starts = torch.tensor(prefixes), torch.tensor(edges)
+    seq_lens = starts.diff()
+    buckets = []
+    for width, members in _sequences_by_width(seq_lens.tolist()).items():
+        index = torch.tensor(members)
+        lens, slot = seq_lens[index, None], torch.arange(width)
+        rows = starts[index, None] + slot.minimum(lens - 1)
+        visible = _visible(prefix_lens[index], seq_lens[index], width)
+        bucket = Bucket(
+            num_seqs=len(members),
+            width=width,
+            source_rows=rows.flatten().to(device),
+            target_rows=rows.masked_fill(slot >= lens, num_rows).flatten().to(device),
+            visible=None if visible is None else visible.to(device),
+        )
+        buckets.append(bucket)
+    return BucketPlan(
+        tuple(buckets),
+        num_tokens=edges[-1],
+        num_rows=num_rows,
+        prefix_lens=prefix_lens.int().to(device),
+        cu_seqlens=starts.int().to(device),
+    )
 
 
 def _sequences_by_width(seq_lens: list[int]) -> dict[int, list[int]]:
@@ -146,3 +170,85 @@ class _FromBuckets(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_rows: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         return None, *(bucket.gather(grad_rows) for bucket in ctx.plan.buckets)
+
+
+@torch.library.custom_op("recurrent_lm::attend_buckets", mutates_args=())
+def _attend_whole(
+    query: Tensor, key: Tensor, value: Tensor, prefix_lens: Tensor, cu_seqlens: Tensor
+) -> tuple[Tensor, Tensor]:
+    """[T, H, K] each -> what is mixed [T, H, K], and log-sum-exp of the scores [T, H, 1] fp32."""
+    plan = _plan(prefix_lens, cu_seqlens, len(query))
+    logsumexp = query.new_zeros(*query.shape[:2], 1, dtype=torch.float32)
+    if not plan.buckets:
+        return query.new_zeros(query.shape), logsumexp
+    mixed, sums = [], []
+    for bucket in plan.buckets:
+        q, k, v = (bucket.gather(rows) for rows in (query, key, value))
+        part, part_sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            q, k, v, attn_mask=_additive(bucket.visible, q.dtype)
+        )
+        mixed.append(part)
+        sums.append(part_sums[..., None])
+    return plan.scatter(mixed), plan.scatter(sums)
+
+
+@torch.library.custom_op("recurrent_lm::attend_buckets_backward", mutates_args=())
+def _attend_whole_backward(
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mixed: Tensor,
+    logsumexp: Tensor,
+    prefix_lens: Tensor,
+    cu_seqlens: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients to query, key and value; buckets are gathered again and not kept."""
+    plan = _plan(prefix_lens, cu_seqlens, len(query))
+    if not plan.buckets:
+        return query.new_zeros(query.shape), key.new_zeros(key.shape), value.new_zeros(value.shape)
+    parts = []
+    for bucket in plan.buckets:
+        # A padding slot repeats a row's sum, which is not its own; its gradients are dropped.
+        gathered = (bucket.gather(rows) for rows in (grad, query, key, value, mixed, logsumexp))
+        *slots, sums = gathered
+        parts.append(
+            torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                *slots, sums[..., 0], 0.0, False, attn_mask=_additive(bucket.visible, query.dtype)
+            )
+        )
+    of_query, of_key, of_value = zip(*parts, strict=True)
+    return plan.scatter(of_query), plan.scatter(of_key), plan.scatter(of_value)
+
+
+def _additive(visible: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """The mask as the kernel wants it: 0 where visible, else minus infinity."""
+    if visible is None:
+        return None
+    return torch.zeros_like(visible, dtype=dtype).masked_fill_(~visible, float("-inf"))
+
+
+@_attend_whole.register_fake
+def _(
+    query: Tensor, key: Tensor, value: Tensor, prefix_lens: Tensor, cu_seqlens: Tensor
+) -> tuple[Tensor, Tensor]:
+    return (
+        query.new_empty(query.shape),
+        query.new_empty(*query.shape[:2], 1, dtype=torch.float32),
+    )
+
+
+@_attend_whole_backward.register_fake
+def _(grad: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return grad.new_empty(grad.shape), grad.new_empty(grad.shape), grad.new_empty(grad.shape)
+
+
+def _keep(ctx, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs[:3], *output, *inputs[3:])
+
+
+def _backward(ctx, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    return *_attend_whole_backward(grad, *ctx.saved_tensors), None, None
+
+
+_attend_whole.register_autograd(_backward, setup_context=_keep)

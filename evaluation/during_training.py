@@ -1,0 +1,152 @@
+"""Held-out data while a run goes: scores by raw and averaged weights, and sample answers.
+
+Brings together what `training` may not know of: packed held-out data, and generating. What is
+measured is `training.validation`'s and `training.samples`' business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_io.prompt_format import PromptFormat
+from data_io.row_planning import RowPacking, plan_epochs
+from data_io.sampled_format import SampledData
+from data_io.token_bytes import token_byte_lengths
+from dataset_new import PrefixLMDataset
+from models.batch import PackedBatch
+from models.language_model import LanguageModel
+from simple_inference_engine import InferenceEngine
+from training.adam_atan2 import AdamATan2
+from training.checkpoint import Progress
+from training.prefetch import load_batches
+from training.samples import SampleLog
+from training.schema import ValDataConfig
+from training.telemetry import MetricsLogger
+from training.validation import Validator, require_same_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """Held-out data, checked and planned, before there is a model."""
+
+    config: ValDataConfig
+    data: SampledData
+    packing: RowPacking
+    num_slots: int
+    prompt_format: PromptFormat | None  # None: `note` says why
+    note: str  # for the summary
+
+    @classmethod
+    def open(cls, config: ValDataConfig, trained: SampledData, packing: RowPacking) -> HeldOut:
+        """ValueError where it cannot be scored by a model of `trained` in rows of `packing`.
+
+        Rows are as long as a training batch (`packing.batch_tokens`), and as many ranks share them.
+        """
+        data = SampledData.open(config.path)
+        require_same_tokens(data, trained)
+        rows = RowPacking(
+            batch_max_length=packing.batch_tokens,
+            num_replicas=packing.num_replicas,
+            drop_last_batch=False,
+            target_only=packing.target_only,
+        )
+        plan = plan_epochs(data, rows, 1)
+        (scored,), total = plan.examples, len(data.epoch(0))
+        note = f"{config.path}, {scored:,} examples every {config.interval:,} steps"
+        if scored < total:
+            note += f", {total - scored} left out (fewer than ranks)"
+        if config.max_examples and config.max_examples < scored:
+            note += f", of these the first {config.max_examples:,} and what shares their batches"
+        try:
+            info = data.metadata.tokenizer_info
+            prompt_format = PromptFormat.from_info(info, data.folder)
+        except ValueError as error:
+            prompt_format = None
+            note += f"; no sample answers: {error}"
+        return cls(config, data, rows, plan.num_slots, prompt_format, note)
+
+    def batches(self, rank: int) -> Iterator[PackedBatch]:
+        """One pass of one rank."""
+        dataset = PrefixLMDataset(
+            self.data, self.packing, num_slots=self.num_slots, epoch=0, rank=rank
+        )
+        for batch in load_batches(dataset, num_workers=0):
+            yield batch
+            if self.config.max_examples and batch.next_cursor >= self.config.max_examples:
+                return
+
+
+class HeldOutWatch:
+    """Scores a run now and then, and lets it answer."""
+
+    def __init__(
+        self,
+        held_out: HeldOut,
+        run_path: Path,
+        logger: MetricsLogger,
+        *,
+        model: LanguageModel,
+        optimizer: AdamATan2,
+        start_step: int,
+    ) -> None:
+        self.held_out, self.logger, world = held_out, logger, logger.world
+        self.model, self.optimizer = model, optimizer
+        self._looked_at = -1  # step
+        self.validator = Validator(
+            model,
+            optimizer,
+            world=world,
+            batches=lambda: held_out.batches(world.rank),
+            token_bytes=_token_bytes(held_out, model),
+        )
+        self.samples = None
+        if held_out.prompt_format and held_out.config.num_samples:
+            self.samples = SampleLog(
+                run_path,
+                world,
+                held_out=held_out.data,
+                prompt_format=held_out.prompt_format,
+                num_samples=held_out.config.num_samples,
+                start_step=start_step,
+            )
+
+    def is_due(self, step: int) -> bool:
+        """Whether to look after this step."""
+        return step % self.held_out.config.interval == 0
+
+    def look(self, progress: Progress) -> None:
+        """Scores and answers with the weights as they stand, once a step; every rank calls it."""
+        if progress.step == self._looked_at:
+            return
+        self._looked_at = progress.step
+        with self.logger.clock_stopped():
+            self.logger.record(progress, self.validator.scores())
+            if self.samples:
+                self.samples.add(
+                    self.model, self.optimizer, step=progress.step, answer=self._answer
+                )
+
+    def _answer(self, prompts: Sequence[Sequence[int]]) -> list[Sequence[int]]:
+        prompt_format = self.held_out.prompt_format
+        assert prompt_format is not None  # or there would be no samples
+        max_context = self.held_out.data.metadata.model_max_seq_len
+        engine = InferenceEngine(self.model, max_context=max_context, max_rows=len(prompts))
+        answers = engine.generate_ids(
+            prompts,
+            stop_ids=(prompt_format.eoa_id,),
+            max_new_tokens=self.held_out.config.max_new_tokens,
+        )
+        by_index = {answer.index: answer.token_ids for answer in answers}
+        return [by_index[index] for index in range(len(prompts))]
+
+
+def _token_bytes(held_out: HeldOut, model: LanguageModel) -> NDArray[np.int32] | None:
+    """Bytes of each token, where the tokenizer is known."""
+    if held_out.prompt_format is None:
+        return None
+    return token_byte_lengths(held_out.prompt_format.tokenizer, len(model.lm_head.weight))

@@ -1,0 +1,61 @@
+"""What a dry run found: how long steps and checkpoints take, and how much memory they need."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+GIB = 2**30
+
+
+class Rehearsal:
+    """Seconds of each part of a dry run, and what they say of the whole run."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Measures what is done inside."""
+        started_at = time.monotonic()
+        yield
+        self.seconds[part] = time.monotonic() - started_at
+
+    def lines(self, counted_steps: int, run_path: Path) -> list[str]:
+        """For the user: steps were the heaviest ones, the first of them with its warm-up."""
+        parts = ", ".join(f"{part} {elapsed_s:.2f} s" for part, elapsed_s in self.seconds.items())
+        step_s = [elapsed_s for part, elapsed_s in self.seconds.items() if part.startswith("step")]
+        saved = sum(path.stat().st_size for path in run_path.rglob("*") if path.is_file())
+        return [
+            f"dry run     {parts}",
+            f"steps       {counted_steps:,} like the last one would take "
+            f"{step_s[-1] * counted_steps / 3600:,.2g} h",
+            f"checkpoint  {saved / 1e6:,.1f} MB, read back as it was saved",
+            f"memory      {peak_bytes(self.device) / GIB:.2f} GiB at the peak, of this process",
+        ]
+
+
+def checksum(state: Mapping[str, Mapping[str, Tensor]]) -> float:
+    """One number of this rank's parts of all tensors."""
+    total = 0.0
+    for tensor in (tensor for tensors in state.values() for tensor in tensors.values()):
+        local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+        total += float(local.double().sum())
+    return total
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Of the allocator on CUDA, of the whole process elsewhere."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,124 @@
+"""What a run directory says of its run, for whoever continues it, starts from it or asks it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
+
+from data_io.prompt_format import vocabulary
+from data_io.sampled_format import SampledData, TokenizerInfo
+from training.checkpoint import (
+    CONFIG_FILE,
+    METADATA_FILE,
+    Checkpoint,
+    RunDirectory,
+    read_checkpoint,
+)
+from training.distributed import World
+from training.schema import RunConfig
+
+
+class TrainMetadata(BaseModel):
+    """train_metadata.yaml: what a run knows of its data."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
+
+    max_seq_len: PositiveInt  # of the model: already without the shift
+    vocab_size: PositiveInt  # of the model: already rounded up
+    total_length: NonNegativeInt
+    tokenizer_info: TokenizerInfo
+
+
+def stored_config(run: Path) -> dict[str, Any] | None:
+    """The configuration in a run directory; None where there is none."""
+    path = run / CONFIG_FILE
+    if not path.is_file():
+        return None
+    try:
+        stored = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
+    if not isinstance(stored, dict) or not isinstance(stored.get("arch"), dict):
+        raise ValueError(f"{path} holds no run's configuration; it has no arch section")
+    return stored
+
+
+def stored_metadata(run: Path) -> TrainMetadata:
+    """The data record in a run directory."""
+    path = run / METADATA_FILE
+    try:
+        return TrainMetadata.model_validate(yaml.safe_load(path.read_text()))
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{path} is missing: the folder is no whole run directory"
+        ) from None
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} is no record of training data: {error}") from None
+
+
+def choose_checkpoint(
+    run: Path, *, epoch: int | None = None, step: int | None = None
+) -> Checkpoint:
+    """A run's checkpoint: that of an epoch or a step, else the newest complete one."""
+    if epoch is not None:
+        return read_checkpoint(run / f"fsdp2_epoch_{epoch}")
+    if step is not None:
+        return read_checkpoint(run / f"fsdp2_step_{step}")
+    alone = World(rank=0, size=1, device=torch.device("cpu"))
+    directory = RunDirectory(run, alone)
+    if damaged := directory.damaged():
+        raise ValueError(f"{damaged[0]}; delete it, or name another by its epoch or step")
+    found = directory.checkpoints()
+    if not found:
+        raise FileNotFoundError(
+            f"{run} holds no complete checkpoint (fsdp2_epoch_N or fsdp2_step_N); train it first, "
+            "or give another folder"
+        )
+    return found[-1]
+
+
+def fingerprint_of(data: SampledData, epochs: int) -> str:
+    """What tells the data of a run apart, and over how many epochs it was taken."""
+    return f"{epochs}:{data.fingerprint(epochs)}"
+
+
+def require_same_data(recorded: str | None, data: SampledData, config: RunConfig) -> None:
+    """ValueError where a run would be continued on other data than it began with."""
+    if recorded is None or config.new_run:
+        return
+    epochs = min(int(recorded.partition(":")[0]), data.num_epochs)
+    if fingerprint_of(data, epochs) != recorded:
+        raise ValueError(
+            f"the data in {config.data.path} is not what {config.checkpoint_path} was trained on "
+            "(other files or other content), so its position in it means nothing; bring the data "
+            "back, or start another run with another run_name"
+        )
+
+
+def require_same_vocabulary(run: Path, data: SampledData) -> None:
+    """ValueError where the ids of the data are not those that a run's weights were trained on."""
+    metadata, stored = stored_metadata(run), stored_config(run)
+    info = metadata.tokenizer_info
+    way_out = (
+        f"make the data with that run's tokenizer (tokenizer_path: {info.tokenizer_path}), or "
+        "leave resume_from out and train from the beginning"
+    )
+    if metadata.vocab_size != data.metadata.padded_vocab_size:
+        raise ValueError(
+            f"{data.folder} has a vocabulary of {data.metadata.padded_vocab_size} ids, but {run} "
+            f"was trained with {metadata.vocab_size}; {way_out}"
+        )
+    assert stored is not None  # it was found and its checkpoint read
+    there = vocabulary(info, Path(str(stored.get("data", {}).get("path"))))
+    here = vocabulary(data.metadata.tokenizer_info, data.folder)
+    if there is None or here is None or there == here:
+        return
+    first = min(key for key in there.keys() | here.keys() if there.get(key) != here.get(key))
+    raise ValueError(
+        f"{data.folder} has another vocabulary than {run}: id {first} is {here.get(first)!r} here, "
+        f"{there.get(first)!r} there; {way_out}"
+    )
