@@ -102,6 +102,6 @@ $(VENV)/.core-installed: requirements.txt $(VENV)/.created
 	$(PIP) install -r requirements.txt
 	@touch $@
 
-$(VENV)/.dev-installed: requirements-dev.txt $(VENV)/.core-installed
+$(VENV)/.dev-installed: requirements-dev.txt requirements-trackers.txt $(VENV)/.core-installed
 	$(PIP) install -r requirements-dev.txt
 	@touch $@

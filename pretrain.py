@@ -211,6 +211,12 @@ def build(prepared: Prepared) -> Run:
     loaded = load_start(start, config, model, optimizer)
     directory.create(config.model_dump(), data.metadata.train_metadata())
     tracker, tracker_note = open_tracker(config, directory.path, world, step=progress.step)
+    lines = {**built.lines, **loaded, "threads": f"{threads} ({threads_reason})"}
+    lines |= {"held out": prepared.held_out.note} if prepared.held_out else {}
+    say(world, *summary_lines(config, facts, {**lines, "tracker": tracker_note}))
+    if world.is_main:
+        found = {"data": fingerprint_of(data, config.epochs), "processes": world.size}
+        record_environment(directory.path, {**built.chosen, **found, "threads": threads})
     intervals = {"log_interval": config.log_interval, "total_steps": facts.counted_steps}
     logger = MetricsLogger(directory.path, world, **intervals, start=progress, tracker=tracker)
     if start.checkpoint:
@@ -219,12 +225,6 @@ def build(prepared: Prepared) -> Run:
     if prepared.held_out:
         parts = {"model": model, "optimizer": optimizer, "start_step": progress.step}
         held_out = HeldOutWatch(prepared.held_out, directory.path, logger, **parts)
-    lines = {**built.lines, **loaded, "threads": f"{threads} ({threads_reason})"}
-    lines |= {"held out": prepared.held_out.note} if prepared.held_out else {}
-    say(world, *summary_lines(config, facts, {**lines, "tracker": tracker_note}))
-    if world.is_main:
-        found = {"data": fingerprint_of(data, config.epochs), "processes": world.size}
-        record_environment(directory.path, {**built.chosen, **found, "threads": threads})
     return Run(
         config, world, data, prepared.packing, facts, model, optimizer, directory, logger, held_out
     )

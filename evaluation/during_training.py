@@ -39,6 +39,7 @@ class HeldOut:
     packing: RowPacking
     num_slots: int
     prompt_format: PromptFormat | None  # None: `note` says why
+    token_bytes: NDArray[np.int32] | None  # [V]; the same
     note: str  # for the summary
 
     @classmethod
@@ -62,13 +63,15 @@ class HeldOut:
             note += f", {total - scored} left out (fewer than ranks)"
         if config.max_examples and config.max_examples < scored:
             note += f", of these the first {config.max_examples:,} and what shares their batches"
+        prompt_format, token_bytes = None, None
         try:
-            info = data.metadata.tokenizer_info
-            prompt_format = PromptFormat.from_info(info, data.folder)
+            prompt_format = PromptFormat.from_info(data.metadata.tokenizer_info, data.folder)
+            vocab_size = data.metadata.padded_vocab_size
+            token_bytes = token_byte_lengths(prompt_format.tokenizer, vocab_size)
         except ValueError as error:
-            prompt_format = None
-            note += f"; no sample answers: {error}"
-        return cls(config, data, rows, plan.num_slots, prompt_format, note)
+            lacking = "bits per byte" if prompt_format else "bits per byte, no sample answers"
+            note += f"; no {lacking}: {error}"
+        return cls(config, data, rows, plan.num_slots, prompt_format, token_bytes, note)
 
     def batches(self, rank: int) -> Iterator[PackedBatch]:
         """One pass of one rank."""
@@ -102,7 +105,7 @@ class HeldOutWatch:
             optimizer,
             world=world,
             batches=lambda: held_out.batches(world.rank),
-            token_bytes=_token_bytes(held_out, model),
+            token_bytes=held_out.token_bytes,
         )
         self.samples = None
         if held_out.prompt_format and held_out.config.num_samples:
@@ -143,10 +146,3 @@ class HeldOutWatch:
         )
         by_index = {answer.index: answer.token_ids for answer in answers}
         return [by_index[index] for index in range(len(prompts))]
-
-
-def _token_bytes(held_out: HeldOut, model: LanguageModel) -> NDArray[np.int32] | None:
-    """Bytes of each token, where the tokenizer is known."""
-    if held_out.prompt_format is None:
-        return None
-    return token_byte_lengths(held_out.prompt_format.tokenizer, len(model.lm_head.weight))

@@ -11,7 +11,7 @@ import runpy
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
@@ -182,3 +182,27 @@ def files_in(folder: Path) -> dict[str, int]:
         path.relative_to(folder).as_posix(): path.stat().st_mtime_ns
         for path in sorted(folder.rglob("*"))
     }
+
+
+def assert_refused(cwd: Path, *arguments: str, told: tuple[str, ...]) -> None:
+    """The command says what is wrong, once, and changes no file."""
+    before = files_in(cwd)
+    done = run_pretrain(*arguments, cwd=cwd)
+    assert done.code == 2, done.stdout + done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("error: ") == 1
+    assert "Traceback" not in done.stderr + done.stdout
+    assert len(done.stderr) < 1000
+    for text in told:
+        assert text in done.stderr
+    assert files_in(cwd) == before
+
+
+def cut(name: str) -> Callable[[Path], object]:
+    """Takes the last third of a file away."""
+
+    def breaking(folder: Path) -> None:
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[: len(content) * 2 // 3])
+
+    return breaking

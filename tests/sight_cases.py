@@ -18,9 +18,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from data_io.prompt_format import PromptFormat
+from data_io.row_planning import RowPacking
 from data_io.sampled_format import SampledData
 from data_io.special_tokens import SPECIAL_TOKENS
-from data_io.row_planning import RowPacking
 from dataset_new import PrefixLMDataset
 from models.batch import PackedBatch
 from simple_inference_engine import InferenceEngine
@@ -34,8 +34,8 @@ from training.validation import Validator
 VOCAB_SIZE = 512  # of the byte tokenizer, 287, padded
 GLOBAL_TOKENS = 1024  # all examples of the data that tests write: one global batch an epoch
 STEPS = 3
-TOKEN_BYTES = np.ones(VOCAB_SIZE, np.int32)
-TOKEN_BYTES[: len(SPECIAL_TOKENS)] = 0
+TOKEN_BYTES = np.arange(VOCAB_SIZE, dtype=np.int32) % 3 + 1  # made up, to tell tokens apart
+TOKEN_BYTES[1 : len(SPECIAL_TOKENS)] = 0
 TOKEN_BYTES[len(SPECIAL_TOKENS) + 256 :] = 0
 
 

@@ -45,7 +45,7 @@ def outcome(golden_train: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     yield Outcome(
         folder=golden_train,
         case=case,
-        total_steps=run.total_steps,
+        total_steps=run.facts.total_steps,
         records=records,
         metrics=read_metrics(path / METRICS_FILE),
         train_metadata=yaml.safe_load((path / METADATA_FILE).read_text()),

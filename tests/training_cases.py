@@ -56,9 +56,9 @@ def golden_run(
     }
     chosen = {"schedule_steps": "published", "device": "cpu", "linear": "mkl", "data_workers": 0}
     config = RunConfig(**settings, **chosen)
-    prepared = pretrain.set_up(config, [], world)
+    prepared = pretrain.prepare(config, [], world)
     assert prepared is not None
-    return prepared
+    return pretrain.build(prepared), prepared.start.progress
 
 
 def set_weights(model: LanguageModel, optimizer: AdamATan2, weights: Mapping[str, Tensor]) -> None:

@@ -22,7 +22,7 @@ SOURCE_ROOT = Path(__file__).resolve().parents[1]
 _PACKAGES = ("torch", "numpy", "numba", "hydra-core", "omegaconf", "pydantic", "safetensors")
 _FLOOR = re.compile(r"^([\w-]+)>=([\d.]+)", re.MULTILINE)
 DIFF_CHARACTERS = 500_000  # of git_diff in environment.json
-_SOURCE_SUFFIXES = {".py", ".yaml", ".toml", ".txt"}
+_SOURCE_SUFFIXES = {".py", ".yaml", ".toml", ".txt", ".html", ".js"}
 
 
 def check_floors(requirements: Path = SOURCE_ROOT / "requirements.txt") -> None:
