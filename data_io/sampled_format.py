@@ -170,6 +170,7 @@ class SampledData:
     folder: Path
     metadata: SampledMetadata
     num_epochs: int  # prepared: epoch_0 to epoch_<num_epochs - 1>
+    limit: int | None = None  # only so many examples of each epoch count, the first ones
 
     @classmethod
     def open(cls, folder: str | Path) -> SampledData:
@@ -215,7 +216,7 @@ class SampledData:
         place = self.folder / f"epoch_{epoch}"
         index = EpochIndex(*(_open_array(place / f"{name}.npy") for name in INDEX_NAMES))
         index.check(place, len(self.tokens()), self.metadata.max_seq_len)
-        return index
+        return EpochIndex(*(getattr(index, name)[: self.limit] for name in INDEX_NAMES))
 
     def require_epochs(self, epochs: int) -> None:
         if epochs > self.num_epochs:

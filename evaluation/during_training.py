@@ -7,7 +7,7 @@ measured is `training.validation`'s and `training.samples`' business.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +48,7 @@ class HeldOut:
 
         Rows are as long as a training batch (`packing.batch_tokens`), and as many ranks share them.
         """
-        data = SampledData.open(config.path)
+        data = replace(SampledData.open(config.path), limit=config.max_examples)
         require_same_tokens(data, trained)
         rows = RowPacking(
             batch_max_length=packing.batch_tokens,
@@ -61,8 +61,6 @@ class HeldOut:
         note = f"{config.path}, {scored:,} examples every {config.interval:,} steps"
         if scored < total:
             note += f", {total - scored} left out (fewer than ranks)"
-        if config.max_examples and config.max_examples < scored:
-            note += f", of these the first {config.max_examples:,} and what shares their batches"
         prompt_format, token_bytes = None, None
         try:
             prompt_format = PromptFormat.from_info(data.metadata.tokenizer_info, data.folder)
@@ -78,10 +76,7 @@ class HeldOut:
         dataset = PrefixLMDataset(
             self.data, self.packing, num_slots=self.num_slots, epoch=0, rank=rank
         )
-        for batch in load_batches(dataset, num_workers=0):
-            yield batch
-            if self.config.max_examples and batch.next_cursor >= self.config.max_examples:
-                return
+        return load_batches(dataset, num_workers=0)
 
 
 class HeldOutWatch:

@@ -21,8 +21,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -53,8 +52,15 @@ from models.batch import IGNORE_LABEL, PackedLayout
 from models.flops import total_parameters, training_flops_per_token
 from models.language_model import LanguageModel
 from models.loss import next_token_sums
-from models.transformer import NetConfig, Stack
+from models.transformer import Block, NetConfig
 from training.adam_atan2 import AdamATan2
+from training.compiling import (
+    COMPILED,
+    CompileMode,
+    compile_model,
+    compile_s,
+    require_compiler,
+)
 from training.distributed import World, reshard, shard_model, stop_world
 from training.export_format import ARCH_ADAPTER, arch_from_reference, parameter_name_from_reference
 
@@ -251,14 +257,11 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-@contextmanager
-def compiled_stacks(model: torch.nn.Module) -> Iterator[None]:
-    """Every stack of the model as one compiled graph; it stays compiled."""
-    with torch._dynamo.config.patch(capture_scalar_outputs=True):
-        for module in model.modules():
-            if isinstance(module, Stack):
-                module.compile(fullgraph=True, dynamic=False)
-        yield
+def recompute(model: torch.nn.Module, part: Any) -> None:
+    """Activation checkpointing of a part of each block, or `none`."""
+    for module in model.modules():
+        if isinstance(module, Block):
+            module.recomputed = part
 
 
 # --- attention ---------------------------------------------------------------------------------
@@ -458,27 +461,28 @@ def whole(gradient: Tensor | None) -> Tensor:
     return local.detach().float().flatten()
 
 
-def check_compile(setting: Setting) -> Figures:
-    """Compiled stacks against eager ones in bf16, and that new lengths compile nothing again."""
+def check_compile(mode: CompileMode, setting: Setting) -> Figures:
+    """Compiled code against eager one in bf16, and that new lengths compile nothing again."""
     setting.require_time(90)
     world = World(rank=0, size=1, device=setting.device)
     model = build(NETS["hrm"], setting, torch.bfloat16)
-    shard_model(model, world, torch.bfloat16)
-    batches = [Batch.random(2048, TINY_VOCAB_SIZE, setting.device, seed) for seed in range(4)]
+    require_compiler(mode, setting.device, model.attention)
+    shard_model(model, world, torch.bfloat16, unit=COMPILED[mode])
+    batches = [Batch.random(2048, TINY_VOCAB_SIZE, setting.device, seed) for seed in range(8)]
     eager = [loss_and_gradient(model, batch) for batch in batches]
     counters = torch._dynamo.utils.counters
     counters.clear()
-    graphs = []
-    with compiled_stacks(model):
-        compiled = []
-        for batch in batches:
-            compiled.append(loss_and_gradient(model, batch))
-            graphs.append(counters["stats"]["unique_graphs"])
+    graphs, compiled = [], []
+    compile_model(model, mode)
+    for batch in batches:
+        compiled.append(loss_and_gradient(model, batch))
+        graphs.append(counters["stats"]["unique_graphs"])
     errors = {}
     for seed, (wanted, found) in enumerate(zip(eager, compiled, strict=True)):
         errors[f"loss {seed}"] = relative_error(found[0], wanted[0])
         errors[f"gradient {seed}"] = relative_error(found[1], wanted[1])
     figures = {"attention": model.attention.name, "graphs_after_each_batch": graphs}
+    figures["compile_s"] = compile_s()
     judge(errors, 4e-2, figures)
     if graphs[-1] != graphs[0]:
         raise Wrong("later batches compiled again", figures | {"errors": errors})
@@ -492,6 +496,51 @@ def loss_and_gradient(model: LanguageModel, batch: Batch) -> tuple[Tensor, Tenso
     gradient = torch.cat([whole(p.grad) for p in model.parameters() if p.grad is not None])
     model.zero_grad(set_to_none=True)
     return loss.detach(), gradient
+
+
+def check_activation_checkpointing(setting: Setting) -> Figures:
+    """Loss and gradients with parts computed again, in bf16; the memory that a pass takes."""
+    model = build(NETS["hrm"], setting, torch.bfloat16)
+    shard_model(model, World(rank=0, size=1, device=setting.device), torch.bfloat16)
+    batch = Batch.random(4096, TINY_VOCAB_SIZE, setting.device)
+    errors, figures = {}, {}
+    wanted = loss_and_gradient(model, batch)
+    for part in ("none", "attention", "block"):
+        recompute(model, part)
+        if setting.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(setting.device)
+        found = loss_and_gradient(model, batch)
+        if setting.device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(setting.device)
+            figures[f"{part}_peak_mib"] = peak / 2**20
+        errors[f"{part}: loss"] = relative_error(found[0], wanted[0])
+        errors[f"{part}: gradient"] = relative_error(found[1], wanted[1])
+    judge(errors, 1e-2, figures)  # backward passes of flash kernels add up in any order
+    if figures and not figures["block_peak_mib"] < figures["none_peak_mib"]:
+        raise Wrong("computing blocks again saves no memory", figures)
+    return figures | {"errors": errors}
+
+
+def check_offload(setting: Setting) -> Figures:
+    """Steps with optimizer state in host memory against plain ones, bit for bit; their time."""
+    outcomes, figures = [], {}
+    shapes = ((2048, 2048), (4096, 2048), (300,), ())
+    for state_device in (None, torch.device("cpu")):
+        generator = torch.Generator(setting.device).manual_seed(0)
+        draw = partial(torch.randn, generator=generator, device=setting.device)
+        params = [draw(shape).requires_grad_() for shape in shapes]
+        optimizer = AdamATan2(params, lr=1e-3, ema=0.99, state_device=state_device)
+        for _ in range(5):
+            for param in params:
+                param.grad = draw(param.shape)
+            optimizer.step()
+        states = [optimizer.state[param][kind] for param in params for kind in ("exp_avg_sq",)]
+        states += [optimizer.state[param]["param_ema"] for param in params]
+        tensors = [tensor.detach().cpu().flatten() for tensor in (*params, *states)]
+        outcomes.append(torch.cat(tensors))
+        kind = "offloaded" if state_device else "plain"
+        figures[f"{kind}_step_ms"] = milliseconds(optimizer.step, setting.device, 5)
+    return judge({"state": relative_error(outcomes[1], outcomes[0])}, 0.0, figures)
 
 
 def check_optimizer(setting: Setting) -> Figures:
@@ -553,12 +602,12 @@ def check_activation_memory(setting: Setting) -> Figures:
     batch = Batch.random(num_rows, TINY_VOCAB_SIZE, setting.device)
     figures: Figures = {"T": num_rows, "attention": model.attention.name}
     for kind in ("eager", "compiled"):
-        with nullcontext() if kind == "eager" else compiled_stacks(model):
-            loss_of(model, batch).backward()
-            before = torch.cuda.memory_allocated(setting.device)
-            hidden = model(batch.tokens, batch.positions, batch.layout)
-            kept = torch.cuda.memory_allocated(setting.device) - before
-            hidden.sum().backward()
+        compile_model(model, "none" if kind == "eager" else "stack")
+        loss_of(model, batch).backward()
+        before = torch.cuda.memory_allocated(setting.device)
+        hidden = model(batch.tokens, batch.positions, batch.layout)
+        kept = torch.cuda.memory_allocated(setting.device) - before
+        hidden.sum().backward()
         figures[f"{kind}_bytes_per_token_and_layer"] = kept / num_rows / num_layers
     return figures
 
@@ -591,14 +640,14 @@ def check_training_speed(setting: Setting) -> Figures:
     figures: Figures = {"size": size, "attention": model.attention.name, "steps": []}
     num_rows = largest_row(model, optimizer, setting)
     for kind in ("eager", "compiled"):
-        with nullcontext() if kind == "eager" else compiled_stacks(model):
-            for backprop_steps in (2, 5, 3, 4):
-                is_first_compiled = kind == "compiled" and backprop_steps == 2
-                if time.monotonic() + (240 if is_first_compiled else 20) > setting.ends_at:
-                    figures["stopped"] = f"no time for {kind}, bp {backprop_steps}"
-                    break
-                measured = measure_steps(model, optimizer, num_rows, backprop_steps, setting)
-                figures["steps"].append({"kind": kind, **measured})
+        compile_model(model, "none" if kind == "eager" else "stack")
+        for backprop_steps in (2, 5, 3, 4):
+            is_first_compiled = kind == "compiled" and backprop_steps == 2
+            if time.monotonic() + (240 if is_first_compiled else 20) > setting.ends_at:
+                figures["stopped"] = f"no time for {kind}, bp {backprop_steps}"
+                break
+            measured = measure_steps(model, optimizer, num_rows, backprop_steps, setting)
+            figures["steps"].append({"kind": kind, **measured})
     return figures
 
 
@@ -676,11 +725,18 @@ CHECKS: dict[str, Callable[[Setting], Figures]] = {
     **attention_checks("flash3:bf16", "flash3:fp16"),
     "flash_attn_interface": partial(check_flash_package, "flash_attn_interface"),
     "bf16_training": check_bf16_training,
-    "compile": check_compile,
+    "offload": check_offload,
+    "activation_checkpointing": check_activation_checkpointing,
+    "compile": partial(check_compile, "stack"),
+    "compile_block": partial(check_compile, "block"),
+    "compile_step": partial(check_compile, "step"),
     "activation_memory": check_activation_memory,
     "training_speed": check_training_speed,
 }
-SLOW_CHECKS = ("ceilings", "attention_speed", "compile", "activation_memory", "training_speed")
+SLOW_CHECKS = (
+    *("ceilings", "attention_speed", "compile", "compile_block", "compile_step"),
+    *("activation_memory", "training_speed"),
+)
 
 
 def run_check(name: str, setting: Setting) -> dict[str, Any]:

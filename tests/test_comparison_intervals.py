@@ -28,8 +28,13 @@ def test_seeds_that_differ_widen_it() -> None:
     differing = np.repeat([[0.0], [0.25], [0.5], [0.75], [1.0]], 400, axis=1)
     narrow, wide = (accuracies({"task": table})["task"] for table in (alike, differing))
     assert narrow.high - narrow.low < 0.11
-    # the mean of five draws from 0 to 1 in quarters: standard deviation 0.158
-    assert wide.high - wide.low == pytest.approx(2 * 1.96 * 0.158, abs=0.05)
+    # the standard error of the mean of 0 to 1 in quarters: 0.395 / sqrt(5) = 0.177
+    assert wide.high - wide.low == pytest.approx(2 * 1.96 * 0.177, abs=0.05)
+
+
+def test_two_seeds_reach_from_one_to_the_other() -> None:
+    found = accuracies({"task": np.repeat([[0.25], [0.75]], 400, axis=1)})["task"]
+    assert (found.low, found.high) == pytest.approx((0.25, 0.75))
 
 
 def test_the_mean_weighs_tasks_equally() -> None:

@@ -43,7 +43,10 @@ def test_a_check_passes_where_there_is_nothing_wrong(gpu_check: ModuleType, name
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["nets", "bf16_training"])
+@pytest.mark.parametrize(
+    "name",
+    ["nets", "bf16_training", "offload", "activation_checkpointing", "compile_block"],
+)
 def test_a_longer_check_passes_where_there_is_nothing_wrong(
     gpu_check: ModuleType, name: str
 ) -> None:

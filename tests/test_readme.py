@@ -17,10 +17,13 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-def commands() -> list[list[str]]:
-    """Words of every command line in the README's bash blocks."""
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+
+
+def commands(text: str = README) -> list[list[str]]:
+    """Words of every command line in the bash blocks of a page."""
     found = []
-    for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL):
+    for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL):
         joined = block.replace("\\\n", " ")
         for line in joined.splitlines():
             words = shlex.split(re.sub(r"<\w+>", "filled_in", line), comments=True)
@@ -57,9 +60,25 @@ def test_a_command_of_the_readme_works(words: list[str]) -> None:
         compose(config_name, checked_overrides(overrides, ROOT / "config"))
 
 
-def test_every_file_that_the_readme_links_exists() -> None:
-    for link in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (ROOT / link).exists(), link
+@pytest.mark.parametrize("page", DOCS, ids=lambda page: page.name)
+def test_what_the_docs_tell_to_type_is_there(page: Path) -> None:
+    for words in commands(page.read_text()):
+        overrides = pretrain_overrides(words)
+        if overrides is not None:
+            plain = [word for word in overrides if not word.startswith("$")]
+            checked_overrides(plain, ROOT / "config")
+        elif "-m" in words:
+            module = words[words.index("-m") + 1].replace(".", "/")
+            assert (ROOT / f"{module}.py").is_file() or module == "torch/distributed/run", words
+        else:
+            scripts = [word for word in words if word.endswith(".py")]
+            assert all((ROOT / script).is_file() for script in scripts), words
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *DOCS], ids=lambda page: page.name)
+def test_every_file_that_a_page_links_exists(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+        assert (page.parent / link).exists(), link
 
 
 def test_every_path_of_the_map_exists() -> None:

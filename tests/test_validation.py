@@ -18,13 +18,14 @@ from run_cases import ALONE
 from safetensors.torch import load_file
 from sight_cases import STEPS, TOKEN_BYTES, WatchedRun
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
 from data_io.byte_tokenizer import byte_tokenizer
 from data_io.sampled_format import EpochIndex, SampledData, TokenizerInfo
 from data_io.sampled_writer import SampledWriter
 from models.batch import PackedBatch, PackedLayout
-from training.distributed import stop_world
+from training.distributed import stop_world, unsharded
 from training.samples import SAMPLES_FILE, spread_examples
 from training.telemetry import read_metrics
 from training.validation import averaged_weights, require_same_tokens
@@ -165,6 +166,15 @@ def test_parameters_are_master_weights_again_after_a_pass_and_after_a_broken_one
     with pytest.raises(OSError, match="gone"):
         run.validator.scores()
     assert_same_tensors(run.state(), before)
+
+
+def test_whole_compute_copies_are_there_inside_alone(data: Path) -> None:
+    run = trained(WatchedRun(data, ALONE, dtype=torch.bfloat16), 1)
+    with pytest.raises(RuntimeError), unsharded(run.model):
+        weight = run.model.lm_head.weight
+        assert weight.dtype == torch.bfloat16 and not isinstance(weight, DTensor)
+        raise RuntimeError
+    assert isinstance(run.model.lm_head.weight, DTensor)
 
 
 def test_samples_are_answers_of_the_averaged_weights(data: Path, tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ class ValDataConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     path: Name  # a folder of sampled data; its first epoch is used, once
-    interval: PositiveInt = 500  # steps; also after the last one
+    interval: PositiveInt = 500  # steps; also at the end of the run
     max_examples: PositiveInt | None = None  # the first ones alone; None: all of them
     num_samples: NonNegativeInt = 4  # prompts answered and written to samples.jsonl each time
     max_new_tokens: PositiveInt = 64  # of such an answer

@@ -1,7 +1,9 @@
 """Bootstrap intervals of exact accuracy over seeds and items.
 
 A result is a table of right (1) and wrong (0) answers, [seeds, items], for each task. Seeds and
-items are drawn anew, with replacement; the mean over tasks weighs tasks equally.
+items are drawn anew, with replacement; the mean over tasks weighs tasks equally. Of n seeds n - 1
+are drawn: that makes the variance of their mean unbiased, which matters for so few. Two seeds still
+say little, and one says nothing of seeds.
 """
 
 from __future__ import annotations
@@ -62,10 +64,12 @@ def _points(answers: Answers) -> dict[str, float]:
 def _replicates(all_answers: Sequence[Answers]) -> list[dict[str, Replicates]]:
     """Accuracies of drawn seeds and items; the same items for all of `all_answers`."""
     random = np.random.default_rng(0)
-    seed_weights = [_weights(random, len(next(iter(each.values())))) for each in all_answers]
+    num_seeds = [len(next(iter(each.values()))) for each in all_answers]
+    seed_weights = [_weights(random, number, draws=max(1, number - 1)) for number in num_seeds]
     drawn: list[dict[str, Replicates]] = [{} for _ in all_answers]
     for task in all_answers[0]:
-        item_weights = _weights(random, all_answers[0][task].shape[1])
+        num_items = all_answers[0][task].shape[1]
+        item_weights = _weights(random, num_items, draws=num_items)
         for index, each in enumerate(all_answers):
             # A seed drawn for one task is drawn for all: they are one run.
             by_items = item_weights @ each[task].T  # [replicates, seeds]
@@ -75,9 +79,9 @@ def _replicates(all_answers: Sequence[Answers]) -> list[dict[str, Replicates]]:
     return drawn
 
 
-def _weights(random: np.random.Generator, count: int) -> NDArray[np.float64]:
+def _weights(random: np.random.Generator, count: int, *, draws: int) -> NDArray[np.float64]:
     """How often each of `count` things is drawn, as shares: [replicates, count]."""
-    return random.multinomial(count, np.full(count, 1 / count), size=REPLICATES) / count
+    return random.multinomial(draws, np.full(count, 1 / count), size=REPLICATES) / draws
 
 
 def _interval(value: float, replicates: Replicates) -> Interval:

@@ -18,6 +18,12 @@ from evaluation.comparison.tuning import ChosenLR
 from models.flops import core_parameters
 from training.checkpoint import write_atomically
 
+EQUAL = {
+    "flops": "Equal training FLOPs",
+    "tokens": "Equal tokens",
+    "parameters": "Equal tokens, layers chosen for equal core weights",
+}
+
 
 @dataclass(frozen=True)
 class Compared:
@@ -126,7 +132,7 @@ def table_of(results: Mapping[str, Any]) -> str:
     scores = []
     for each in entries:
         accuracy = each["points"][-1]["accuracy"]
-        difference = "" if each["difference"] is None else str(Interval(**each["difference"][MEAN]))
+        difference = "" if each["difference"] is None else _difference(each["difference"][MEAN])
         cells = [str(Interval(**accuracy[task])) for task in (MEAN, *tasks)]
         scores.append([each["label"], *cells, difference])
     cost_names = ["net", "core weights", "steps", "tokens", "FLOPs", "CPU s a run", "lr"]
@@ -137,12 +143,18 @@ def table_of(results: Mapping[str, Any]) -> str:
             "",
             *_markdown([*score_names, f"mean minus that of {first}"], scores),
             "",
-            f"Equal {results['match']}, seeds {', '.join(map(str, entries[0]['seeds']))}, "
+            f"{EQUAL[results['match']]}; seeds {', '.join(map(str, entries[0]['seeds']))}; "
             f"{' + '.join(str(n) for n in entries[0]['items'].values())} items. In brackets: 95 % "
-            "bootstrap intervals over seeds and items; differences are paired by item.",
+            "bootstrap intervals over seeds and items; differences are paired by item, and bold "
+            "where the interval excludes 0. CPU seconds are user time, start-up included.",
             "",
         )
     )
+
+
+def _difference(found: Mapping[str, float]) -> str:
+    interval = Interval(**found)
+    return f"**{interval}**" if interval.excludes_zero else str(interval)
 
 
 def _only_task(entries: Sequence[Mapping[str, Any]]) -> str:

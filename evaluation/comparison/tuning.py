@@ -37,7 +37,8 @@ def choose_lr(bench: Bench, planned: Planned, lrs: Sequence[float], seed: int) -
 def validation_accuracy(bench: Bench, planned: Planned, lr: float, seed: int) -> float:
     """The mean over tasks after the last step."""
     answers = bench.run(planned, lr, seed).answers("validation", planned.steps)
-    return sum(sum(right) / len(right) for right in answers.values()) / len(answers)
+    mean = sum(sum(right) / len(right) for right in answers.values()) / len(answers)
+    return round(mean, 6)  # so that ties are ties
 
 
 def best_lrs(tried: Mapping[float, float]) -> list[float]:
