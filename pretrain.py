@@ -36,6 +36,7 @@ from training.adam_atan2 import AdamATan2
 from training.building import build_model, build_optimizer
 from training.checkpoint import Progress, RunDirectory, training_state
 from training.command_line import checked_overrides, parse_config
+from training.compiling import CompileClock
 from training.console import give_up, refuse, say
 from training.diagnostics import watched
 from training.distributed import World, make_deterministic, set_threads, start_world, stop_world
@@ -79,12 +80,14 @@ def train(run: Run, progress: Progress) -> tuple[str, int]:
     config = run.config
     limits = {"max_steps": config.max_steps, "max_minutes": config.max_minutes}
     schedule = SaveSchedule(run.world, config.checkpoint_steps, config.checkpoint_minutes)
+    compile_clock = CompileClock()
     with StopRequests(run.world, **limits) as requests:
         if config.checkpoint_start and progress.step == 0:
             save(run, "fsdp2_step_0", progress)
         for epoch in range(progress.epoch, config.epochs):
             for micro_batches in global_batches(run, progress):
                 progress = step(run, micro_batches, progress)
+                say(run.world, *compile_clock.news())
                 if run.held_out and run.held_out.is_due(progress.step):
                     run.held_out.look(progress)
                 stop_reason = requests.reason(progress.step)

@@ -29,7 +29,7 @@ def test_seeds_that_differ_widen_it() -> None:
     narrow, wide = (accuracies({"task": table})["task"] for table in (alike, differing))
     assert narrow.high - narrow.low < 0.11
     # the standard error of the mean of 0 to 1 in quarters: 0.395 / sqrt(5) = 0.177
-    assert wide.high - wide.low == pytest.approx(2 * 1.96 * 0.177, abs=0.05)
+    assert wide.high - wide.low == pytest.approx(2 * 1.96 * 0.177, abs=0.1)
 
 
 def test_two_seeds_reach_from_one_to_the_other() -> None:

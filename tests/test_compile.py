@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from unittest.mock import patch
 
 import pytest
 import torch
 import torch._dynamo
+from attention_cases import AWKWARD, packed, random_rows
 from net_cases import NETS
 from option_cases import SMALL_NETS, net_with, outcome, packed_batches
 from run_cases import ALONE, run_config
 from torch._dynamo.utils import counters
 
 import models.linear
+from models.attention import sdpa
 from models.attention.flex import FlexAttention
 from models.attention.sdpa import SdpaAttention
 from models.linear import set_linear_kernel
@@ -77,6 +80,34 @@ def test_machine_code_calls_onednn_where_that_is_the_linear_kernel(
     monkeypatch.setattr(models.linear, "_chosen", "mkl")
     set_linear_kernel("onednn")
     assert_equal_to_eager("hrm", "block", backend="inductor")
+
+
+@pytest.mark.parametrize("case", AWKWARD)
+def test_attention_as_one_operator_is_the_same_bit_for_bit(case: str) -> None:
+    layout, num_rows = packed(*AWKWARD[case])
+    plan = SdpaAttention().prepare(layout, num_rows)
+    query, key, value, grad = random_rows(num_rows, 4)
+    outcomes = []
+    for is_whole in (False, True):
+        with patch("torch.compiler.is_compiling", return_value=is_whole):
+            mixed = plan.attend(query, key, value)
+        gradients = torch.autograd.grad(mixed, (query, key, value), grad.detach())
+        outcomes.append((mixed, *gradients))
+    torch.testing.assert_close(*outcomes, atol=0, rtol=0)
+
+
+def test_the_operators_say_truly_what_they_make() -> None:
+    """Shapes, types and strides as compiled code expects them, and no input changed."""
+    layout, num_rows = packed(*AWKWARD["usual"])
+    query, key, value, grad = (rows.detach() for rows in random_rows(num_rows, 4))
+    lens = (layout.prefix_lens, layout.cu_seqlens)
+    checks = ("test_schema", "test_faketensor")
+    torch.library.opcheck(sdpa._attend_whole, (query, key, value, *lens), test_utils=checks)
+    outputs = sdpa._attend_whole(query, key, value, *lens)
+    inputs = ([grad, query, key, value, *outputs], *lens)
+    torch.library.opcheck(sdpa._attend_whole_backward, inputs, test_utils=checks)
+    matrices = (torch.randn(8, 4), torch.randn(6, 4))
+    torch.library.opcheck(models.linear._product_whole, matrices, test_utils=checks)
 
 
 @pytest.mark.parametrize(

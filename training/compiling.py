@@ -83,6 +83,22 @@ def compile_error(error: Exception) -> CompileError:
     )
 
 
+class CompileClock:
+    """Tells when the model has been compiled, and again when more of it has."""
+
+    def __init__(self) -> None:
+        self._told_s = 0.0
+
+    def news(self) -> list[str]:
+        """A line after a step that compiled something; none after the others."""
+        spent_s = compile_s()
+        if spent_s - self._told_s < 1:
+            return []
+        line = f"compiled in {spent_s - self._told_s:.0f} s"
+        self._told_s = spent_s
+        return [line]
+
+
 def compile_s() -> float:
     """Seconds that this process has spent in torch.compile so far."""
     if "torch._dynamo" not in sys.modules:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 GIB = 2**30
 
@@ -48,8 +47,7 @@ def checksum(state: Mapping[str, Mapping[str, Tensor]]) -> float:
     """One number of this rank's parts of all tensors."""
     total = 0.0
     for tensor in (tensor for tensors in state.values() for tensor in tensors.values()):
-        local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-        total += float(local.double().sum())
+        total += float(local_part(tensor).double().sum())
     return total
 
 

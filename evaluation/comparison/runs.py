@@ -57,6 +57,7 @@ class Bench:
         run = TrainedRun(self, planned, lr, seed)
         if not run.is_trained:
             self.require_time()
+            print(f"training {run.path.name}, {planned.steps:,} steps", flush=True)
             run.train()
         require_same_data(run.choices().get("data"), self.data, run.path)
         return run

@@ -194,27 +194,23 @@ def _attend_whole(
 
 @torch.library.custom_op("recurrent_lm::attend_buckets_backward", mutates_args=())
 def _attend_whole_backward(
-    grad: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mixed: Tensor,
-    logsumexp: Tensor,
-    prefix_lens: Tensor,
-    cu_seqlens: Tensor,
+    rows: Sequence[Tensor], prefix_lens: Tensor, cu_seqlens: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients to query, key and value; buckets are gathered again and not kept."""
-    plan = _plan(prefix_lens, cu_seqlens, len(query))
+    """The gradients to query, key and value; buckets are gathered again and not kept.
+
+    `rows`: the gradient of what was mixed, query, key, value, what was mixed, and log-sum-exp.
+    """
+    grad, *_ = rows
+    plan = _plan(prefix_lens, cu_seqlens, len(grad))
     if not plan.buckets:
-        return query.new_zeros(query.shape), key.new_zeros(key.shape), value.new_zeros(value.shape)
+        return grad.new_zeros(grad.shape), grad.new_zeros(grad.shape), grad.new_zeros(grad.shape)
     parts = []
     for bucket in plan.buckets:
         # A padding slot repeats a row's sum, which is not its own; its gradients are dropped.
-        gathered = (bucket.gather(rows) for rows in (grad, query, key, value, mixed, logsumexp))
-        *slots, sums = gathered
+        *slots, sums = (bucket.gather(each) for each in rows)
         parts.append(
             torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                *slots, sums[..., 0], 0.0, False, attn_mask=_additive(bucket.visible, query.dtype)
+                *slots, sums[..., 0], 0.0, False, attn_mask=_additive(bucket.visible, grad.dtype)
             )
         )
     of_query, of_key, of_value = zip(*parts, strict=True)
@@ -239,7 +235,10 @@ def _(
 
 
 @_attend_whole_backward.register_fake
-def _(grad: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _(
+    rows: Sequence[Tensor], prefix_lens: Tensor, cu_seqlens: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad, *_ = rows
     return grad.new_empty(grad.shape), grad.new_empty(grad.shape), grad.new_empty(grad.shape)
 
 
@@ -248,7 +247,8 @@ def _keep(ctx, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> Non
 
 
 def _backward(ctx, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    return *_attend_whole_backward(grad, *ctx.saved_tensors), None, None
+    *rows, prefix_lens, cu_seqlens = ctx.saved_tensors
+    return *_attend_whole_backward([grad, *rows], prefix_lens, cu_seqlens), None, None
 
 
 _attend_whole.register_autograd(_backward, setup_context=_keep)
