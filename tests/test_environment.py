@@ -148,3 +148,19 @@ def test_packages_below_their_floors_are_named(tmp_path: Path) -> None:
     check_floors(requirements)
     check_floors(tmp_path / "absent.txt")
     check_floors()
+
+
+def test_the_record_holds_what_differs_from_the_commit(
+    sources: Path, run_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record_environment(run_path, CHOICES)
+    assert json.loads((run_path / ENVIRONMENT_FILE).read_text())["git_diff"] is None
+    (sources / "pretrain.py").write_text("print(2)\n")
+    (sources / "tests/golden/case.py").write_text("larger\n")
+    record_environment(run_path, CHOICES)
+    diff = json.loads((run_path / ENVIRONMENT_FILE).read_text())["git_diff"]
+    assert "-print(1)\n+print(2)\n" in diff and "golden" not in diff
+    monkeypatch.setattr(training.environment, "DIFF_CHARACTERS", 20)
+    record_environment(run_path, CHOICES)
+    diff = json.loads((run_path / ENVIRONMENT_FILE).read_text())["git_diff"]
+    assert diff.endswith(f"... cut after 20 characters; see {CODE_FILE}")

@@ -166,6 +166,16 @@ def test_a_killed_run_goes_on_as_if_it_never_stopped(
         assert_same_tensors(tensors_of(run / name), tensors_of(whole / name))
 
 
+def test_deterministic_kernels_change_nothing_on_a_cpu(
+    whole: Path, settings: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "work").mkdir()
+    line = (*settings, "run_name=again", "deterministic=true", "max_steps=21")
+    run_pretrain(*line, cwd=tmp_path / "work").check()
+    again = tmp_path / "work/checkpoints/data/again/fsdp2_step_21"
+    assert_same_tensors(tensors_of(again), tensors_of(whole / "fsdp2_step_21"))
+
+
 def test_a_finished_run_says_so_and_is_left_alone(whole: Path, settings: list[str]) -> None:
     before = files_in(whole)
     done = run_pretrain(*settings, "run_name=whole", cwd=whole.parents[2]).check()

@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from training.host_state import local_part
+
 GIB = 2**30
 
 
