@@ -39,12 +39,12 @@ from training.command_line import checked_overrides, parse_config
 from training.compiling import CompileClock
 from training.console import give_up, refuse, say
 from training.diagnostics import watched
-from training.distributed import World, make_deterministic, set_threads, start_world, stop_world
+from training.distributed import World, set_deterministic, set_threads, start_world, stop_world
 from training.environment import check_floors, record_environment, recorded_choices
-from training.inherited_arch import ChosenArch, chosen_arch, inherit_arch
+from training.inherited_arch import chosen_arch, inherit_arch
 from training.interrupts import SaveSchedule, StopRequests
 from training.prefetch import load_global_batches
-from training.rehearsal import Rehearsal, checksum
+from training.rehearsal import Rehearsal, digest
 from training.run_names import names_in_sweep, resolve_run
 from training.run_records import fingerprint_of, require_same_data, require_same_vocabulary
 from training.schedule import scheduled
@@ -84,24 +84,27 @@ def train(run: Run, progress: Progress) -> tuple[str, int]:
     with StopRequests(run.world, **limits) as requests:
         if config.checkpoint_start and progress.step == 0:
             save(run, "fsdp2_step_0", progress)
+        if requests.is_complete(progress.step):
+            return requests.outcome(progress.step), 0
+        if run.held_out and run.held_out.is_due(progress.step):  # it was stopped while looking
+            run.held_out.look(progress, requests.is_wanted)
         for epoch in range(progress.epoch, config.epochs):
             for micro_batches in global_batches(run, progress):
                 progress = step(run, micro_batches, progress)
                 say(run.world, *compile_clock.news())
                 if run.held_out and run.held_out.is_due(progress.step):
-                    run.held_out.look(progress)
-                stop_reason = requests.reason(progress.step)
-                if stop_reason or schedule.is_due(progress.step):
+                    run.held_out.look(progress, requests.is_wanted)
+                must_stop = requests.reason(progress.step)
+                if must_stop or schedule.is_due(progress.step):
                     save(run, f"fsdp2_step_{progress.step}", progress)
                     run.directory.prune_steps(config.keep_last)
-                if stop_reason:
-                    outcome = f"stopped at step {progress.step:,} ({stop_reason})"
-                    return f"{outcome}; the same command goes on", requests.exit_code
-            if run.held_out and epoch + 1 == config.epochs:
-                run.held_out.look(progress)
+                if must_stop:
+                    return requests.outcome(progress.step), requests.exit_code
             progress = Progress(epoch + 1, 0, progress.step, progress.tokens)
             if (epoch + 1) % config.checkpoint_interval == 0 or epoch + 1 == config.epochs:
                 save(run, f"fsdp2_epoch_{epoch + 1}", progress)
+    if run.held_out:
+        run.held_out.look(progress)
     return "done", 0
 
 
@@ -140,26 +143,26 @@ def save(run: Run, name: str, progress: Progress) -> None:
     run.directory.save(name, state, progress, run.logger.state())
 
 
-def rehearse(run: Run) -> list[str]:
+def rehearse(run: Run, start: Progress) -> list[str]:
     """Two steps on the heaviest global batches as at the end of the run, saved and read back."""
     progress, rehearsal = Progress(), Rehearsal(run.world.device)
+    last = Progress(step=run.facts.counted_steps - 1)
     for number, cursor in enumerate(heaviest_cursors(run.data, run.packing)):
         micro_batches = next(global_batches(run, Progress(cursor=cursor)))
         with rehearsal.timed(f"step {number + 1}"):
-            progress = step(run, micro_batches, Progress(step=max(0, run.facts.total_steps - 2)))
+            progress = step(run, micro_batches, last)
     if run.held_out:
         with rehearsal.timed("validation"):
             run.held_out.look(progress)
-    before = checksum(training_state(run.model, run.optimizer))
+    before = digest(training_state(run.model, run.optimizer))
     with rehearsal.timed("saving"):
         save(run, f"fsdp2_step_{progress.step}", progress)
     with rehearsal.timed("loading"):
         run.directory.checkpoints()[-1].restore(run.model, run.optimizer)
-    if checksum(training_state(run.model, run.optimizer)) != before:
-        raise OSError(
-            f"{run.directory.path}: a checkpoint was read back otherwise than it was saved"
-        )
-    return rehearsal.lines(run.facts.counted_steps, run.directory.path)
+    if digest(training_state(run.model, run.optimizer)) != before:
+        raise OSError(f"{run.directory.path}: what was read back is not what was saved")
+    run.logger.close()
+    return rehearsal.lines(run.facts.counted_steps - start.step, run.directory.path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +179,9 @@ class Prepared:
     chosen: dict[str, Any]  # what the run that is continued chose when it began
 
 
-def prepare(config: RunConfig, notes: list[str], world: World) -> Prepared | None:
+def prepare(
+    config: RunConfig, notes: list[str], world: World, *, in_sweep: bool = False
+) -> Prepared | None:
     """Checks everything that can be without a model; None where nothing is left to do."""
     data = SampledData.open(config.data.path)
     batch_tokens, target_only = config.global_batch_size, config.data.target_only
@@ -188,16 +193,18 @@ def prepare(config: RunConfig, notes: list[str], world: World) -> Prepared | Non
     say(world, f"run         {directory.path} ({reason})", *notes)
     start = agree_on_start(directory, config, world)
     say(world, *start.notes)
+    if in_sweep and start.checkpoint and start.notes:
+        raise ValueError(f"{directory.path} is of another sweep; give another run_name")
     if start.is_finished:
         say(world, f"finished already: {config.epochs} epochs; another run_name starts another run")
         return None
     if start.source:
-        require_same_vocabulary(Path(str(config.resume_from)), data)
+        say(world, *require_same_vocabulary(Path(str(config.resume_from)), data))
     chosen = recorded_choices(directory.path)
     require_same_data(chosen.get("data"), data, config)
     held_out = HeldOut.open(config.val_data, data, packing) if config.val_data else None
     if config.dry_run:
-        config, directory = config.model_copy(update={"tracker": "none"}), directory.aside()
+        directory = directory.aside()
     return Prepared(config, world, data, packing, held_out, directory, start, chosen)
 
 
@@ -233,14 +240,6 @@ def build(prepared: Prepared) -> Run:
     )
 
 
-def chosen_in_command() -> ChosenArch:
-    """What the command line and the recipe themselves say of the architecture."""
-    hydra_config = HydraConfig.get()
-    sources = hydra_config.runtime.config_sources
-    folders = [Path(source.path) for source in sources if source.schema == "file"]
-    return chosen_arch(hydra_config.overrides.task, str(hydra_config.job.config_name), folders)
-
-
 @hydra.main(version_base=None, config_path="config", config_name="cfg_pretrain")
 def main(raw: DictConfig) -> None:
     """Runs a composed configuration, and turns bad input into one message and exit code 2."""
@@ -250,21 +249,23 @@ def main(raw: DictConfig) -> None:
         container = OmegaConf.to_container(raw, resolve=True)
         assert isinstance(container, dict)
         plain = {str(key): value for key, value in container.items()}
-        if HydraConfig.get().mode is RunMode.MULTIRUN:
-            plain |= names_in_sweep(plain, HydraConfig.get().job.num)
-        plain, inherited = inherit_arch(plain, chosen_in_command())
+        command = HydraConfig.get()
+        in_sweep = command.mode is RunMode.MULTIRUN
+        plain |= names_in_sweep(plain, command.job.num) if in_sweep else {}
+        sources = command.runtime.config_sources
+        folders = [Path(source.path) for source in sources if source.schema == "file"]
+        chosen = chosen_arch(command.overrides.task, str(command.job.config_name), folders)
+        plain, inherited = inherit_arch(plain, chosen)
         config, notes = parse_config(plain)
-        if config.deterministic:
-            make_deterministic()
+        set_deterministic(config.deterministic)
         world = start_world(config.device)
-        prepared = prepare(config, [*notes, *inherited], world)
+        prepared = prepare(config, [*notes, *inherited], world, in_sweep=in_sweep)
         if prepared is None:
-            return
+            return None
         with prepared.directory.discarded() if config.dry_run else nullcontext():
             run = build(prepared)
             if config.dry_run:
-                say(world, *rehearse(run), "nothing of this is kept")
-                return
+                return say(world, *rehearse(run, prepared.start.progress), "nothing is kept")
         outcome, exit_code = train(run, prepared.start.progress)
         run.logger.close()
         say(world, f"{outcome}: {run.directory.path}")

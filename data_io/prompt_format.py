@@ -17,6 +17,7 @@ from tokenizers import AddedToken, Tokenizer
 from data_io.sampled_format import TokenizerInfo
 
 ROLES = ("boq", "eoq", "eoa")
+SampledTokens = tuple[TokenizerInfo, Path]  # what metadata.json says of them, and its folder
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,27 @@ class PromptFormat:
         token_id = self.tokenizer.token_to_id(token)
         assert token_id is not None  # checked when the format was made
         return token_id
+
+
+def token_differences(one: SampledTokens, other: SampledTokens) -> list[str]:
+    """What the ids of one mean otherwise than those of the other, as far as it can be known."""
+    (info, folder), (other_info, other_folder) = one, other
+    differences = [
+        f"{role} is {getattr(info, role)}, {getattr(other_info, role)} there"
+        for role in ROLES
+        if getattr(info, role) != getattr(other_info, role)
+    ]
+    conditions, others = info.condition_mapping or {}, other_info.condition_mapping or {}
+    differences += [
+        f"condition {name} is {conditions[name]}, {others[name]} there"
+        for name in conditions.keys() & others.keys()
+        if conditions[name] != others[name]
+    ]
+    here, there = vocabulary(info, folder), vocabulary(other_info, other_folder)
+    if here is not None and there is not None and here != there:
+        first = min(key for key in here.keys() | there.keys() if here.get(key) != there.get(key))
+        differences.append(f"id {first} is {here.get(first)!r}, {there.get(first)!r} there")
+    return differences
 
 
 def vocabulary(info: TokenizerInfo, data_folder: Path) -> dict[int, str] | None:

@@ -6,7 +6,7 @@ measured is `training.validation`'s and `training.samples`' business.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,10 +23,11 @@ from models.language_model import LanguageModel
 from simple_inference_engine import InferenceEngine
 from training.adam_atan2 import AdamATan2
 from training.checkpoint import Progress
+from training.compiling import compile_error, compile_failures
 from training.prefetch import load_batches
 from training.samples import SampleLog
 from training.schema import ValDataConfig
-from training.telemetry import MetricsLogger
+from training.telemetry import MetricsLogger, read_metrics
 from training.validation import Validator, require_same_tokens
 
 
@@ -56,7 +57,13 @@ class HeldOut:
             drop_last_batch=False,
             target_only=packing.target_only,
         )
-        plan = plan_epochs(data, rows, 1)
+        try:
+            plan = plan_epochs(data, rows, 1)
+        except ValueError as error:
+            raise ValueError(
+                f"val_data.path={config.path} does not fit into rows as long as a training batch "
+                f"({rows.batch_max_length} tokens: micro_batch_size, or a rank's share): {error}"
+            ) from None
         (scored,), total = plan.examples, len(data.epoch(0))
         note = f"{config.path}, {scored:,} examples every {config.interval:,} steps"
         if scored < total:
@@ -94,7 +101,7 @@ class HeldOutWatch:
     ) -> None:
         self.held_out, self.logger, world = held_out, logger, logger.world
         self.model, self.optimizer = model, optimizer
-        self._looked_at = -1  # step
+        self._looked_at = _last_look(logger.path)
         self.validator = Validator(
             model,
             optimizer,
@@ -114,16 +121,26 @@ class HeldOutWatch:
             )
 
     def is_due(self, step: int) -> bool:
-        """Whether to look after this step."""
-        return step % self.held_out.config.interval == 0
+        """Whether to look after this step; once. A look that gave way is due when continued."""
+        is_time = step > 0 and step % self.held_out.config.interval == 0
+        return is_time and step != self._looked_at
 
-    def look(self, progress: Progress) -> None:
-        """Scores and answers with the weights as they stand, once a step; every rank calls it."""
+    def look(self, progress: Progress, gives_way: Callable[[], bool] = lambda: False) -> None:
+        """Scores and answers with the weights as they stand, once a step; every rank calls it.
+
+        Nothing of it is kept once `gives_way` says that the run is to stop.
+        """
         if progress.step == self._looked_at:
             return
-        self._looked_at = progress.step
         with self.logger.clock_stopped():
-            self.logger.record(progress, self.validator.scores())
+            try:
+                scores = self.validator.scores(gives_way)
+            except compile_failures() as error:
+                raise compile_error(error) from None
+            if not scores:
+                return
+            self._looked_at = progress.step
+            self.logger.record(progress, scores)
             if self.samples:
                 self.samples.add(
                     self.model, self.optimizer, step=progress.step, answer=self._answer
@@ -141,3 +158,9 @@ class HeldOutWatch:
         )
         by_index = {answer.index: answer.token_ids for answer in answers}
         return [by_index[index] for index in range(len(prompts))]
+
+
+def _last_look(metrics: Path) -> int:
+    """The step of the last scores in metrics.jsonl; -1 where there are none."""
+    lines = read_metrics(metrics) if metrics.is_file() else []
+    return max((line["step"] for line in lines if "val/loss" in line), default=-1)

@@ -102,9 +102,23 @@ def test_changed_and_new_sources_go_with_the_run(sources: Path, run_path: Path) 
 
 
 def test_a_new_file_alone_makes_the_tree_unclean(sources: Path, run_path: Path) -> None:
-    (sources / "notes.txt").write_text("")
+    (sources / "idea.py").write_text("")
+    (sources / "api_key.txt").write_text("may be secret\n")
     record_environment(run_path, {})
-    assert "notes.txt" in zipped(run_path)
+    assert "idea.py" in zipped(run_path) and "api_key.txt" not in zipped(run_path)
+
+
+def test_earlier_sittings_of_a_run_stay_on_record(sources: Path, run_path: Path) -> None:
+    (sources / "idea.py").write_text("1")
+    for text in ("2", "3"):
+        record_environment(run_path, {"threads": int(text)})
+        (sources / "idea.py").write_text(text)
+    record = json.loads((run_path / ENVIRONMENT_FILE).read_text())
+    (earlier,) = record["earlier"]
+    assert (earlier["choices"], earlier["code"]) == ({"threads": 2}, CODE_FILE)
+    assert (record["choices"], record["code"]) == ({"threads": 3}, "code_2.zip")
+    assert recorded_choices(run_path) == {"threads": 3}
+    assert zipped(run_path)["idea.py"] == "1"
 
 
 def test_a_deleted_source_is_no_error(sources: Path, run_path: Path) -> None:

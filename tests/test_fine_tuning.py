@@ -61,17 +61,20 @@ def test_averaged_weights_alone_are_taken(folder: Path) -> None:
 
 
 @pytest.mark.dist
-def test_two_processes_tune_like_one(folder: Path) -> None:
-    for run, taken, *flag in (
-        ("all", "weights, optimizer state, EMA"),
-        ("ema", "EMA weights; a fresh optimizer", "weights_only_resume_from_ema=true"),
-    ):
-        torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
-        line = tuning(f"{run}-two", "max_steps=2", *flag)
-        threads = {"OMP_NUM_THREADS": "1"}
-        command = (*torchrun, str(PRETRAIN), *line)
-        done = start_command(*command, cwd=folder, environment=threads).wait()
-        assert_tuned(done, folder, f"{run}-two", taken)
+@pytest.mark.parametrize(
+    ("taken", "flag"),
+    [
+        ("EMA weights; a fresh optimizer", ["weights_only_resume_from_ema=true"]),
+        pytest.param("weights, optimizer state, EMA", [], marks=pytest.mark.slow),
+    ],
+)
+def test_two_processes_tune_like_one(taken: str, flag: list[str], folder: Path) -> None:
+    run = f"two-{len(flag)}"
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+    command = (*torchrun, str(PRETRAIN), *tuning(run, "max_steps=2", *flag))
+    threads = {"OMP_NUM_THREADS": "1"}
+    done = start_command(*command, cwd=folder, environment=threads).wait()
+    assert_tuned(done, folder, run, taken)
 
 
 def test_a_tuning_that_was_stopped_goes_on_from_its_own_weights(folder: Path) -> None:
@@ -81,8 +84,6 @@ def test_a_tuning_that_was_stopped_goes_on_from_its_own_weights(folder: Path) ->
     assert "starts from" not in done.stdout
 
 
-@pytest.mark.parametrize("setting", SHAPE)
-def test_the_shape_may_be_said_again(setting: str, folder: Path) -> None:
+def test_the_shape_may_be_said_again(folder: Path) -> None:
     """As the published system wants it, by hand."""
-    name = setting.partition("=")[0].replace(".", "-")
-    run_pretrain(*tuning(name, setting, "max_steps=1"), cwd=folder).check()
+    run_pretrain(*tuning("said", *SHAPE, "max_steps=1"), cwd=folder).check()

@@ -219,7 +219,7 @@ def test_held_out_data_of_another_tokenizer_is_refused(data: Path) -> None:
     other = replace(
         trained_on, metadata=trained_on.metadata.model_copy(update={"tokenizer_info": info})
     )
-    with pytest.raises(ValueError, match=r"val_data.path=.* eoa is <\|cot\|>, but <\|box_end\|>"):
+    with pytest.raises(ValueError, match=r"val_data.path=.* eoa is <\|cot\|>, <\|box_end\|> there"):
         require_same_tokens(other, trained_on)
 
 

@@ -57,13 +57,20 @@ def build_model(
             "device": world.device.type,
         },
         {
-            "device": f"{device_note(world.device)}, {kind} compute, {world.size} process(es)",
+            "device": f"{device_note(world.device)}, {kind} compute, {world.size} process(es)"
+            f"{_other_world(world, recorded)}",
             "attention": f"{attention.name} ({attention_reason})",
             **({"linear": f"{linear} ({linear_reason})"} if world.device.type == "cpu" else {}),
             **_memory_lines(config, world.device),
             **_compile_line(config, recorded.get("compile", config.compile)),
         },
     )
+
+
+def _other_world(world: World, recorded: Mapping[str, Any]) -> str:
+    before = recorded.get("processes", world.size)
+    told = f"; it was {before}: what is left is packed anew, and the run is no longer bit-equal"
+    return "" if before == world.size else told
 
 
 def build_optimizer(config: RunConfig, model: LanguageModel) -> AdamATan2:

@@ -136,11 +136,11 @@ def set_threads(
     return num_threads, reason
 
 
-def make_deterministic() -> None:
+def set_deterministic(is_wanted: bool) -> None:
     """Kernels that give the same bits each time, on CUDA too; call it before CUDA starts."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = False
+    if is_wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(is_wanted)
 
 
 def shard_model(

@@ -54,10 +54,23 @@ def record_environment(run_path: Path, choices: Mapping[str, Any]) -> None:
         "git_commit": commit,
         "git_clean": is_clean,
         "git_diff": None if is_clean else _git_diff(),
+        "code": None,  # the sources of a sitting that is no clean commit
+        "earlier": _earlier_sittings(run_path),
     }
-    write_atomically(run_path / ENVIRONMENT_FILE, json.dumps(record, indent=2))
     if not is_clean:
-        _zip_sources(run_path / CODE_FILE)
+        number = len(record["earlier"]) + 1
+        record["code"] = CODE_FILE if number == 1 else f"code_{number}.zip"
+        _zip_sources(run_path / str(record["code"]))
+    write_atomically(run_path / ENVIRONMENT_FILE, json.dumps(record, indent=2))
+
+
+def _earlier_sittings(run_path: Path) -> list[dict[str, Any]]:
+    """The records of a continued run before this sitting, the oldest first."""
+    path = run_path / ENVIRONMENT_FILE
+    if not path.is_file():
+        return []
+    before = json.loads(path.read_text())
+    return [*before.pop("earlier", []), before]
 
 
 def recorded_choices(run_path: Path) -> dict[str, Any]:
@@ -107,12 +120,17 @@ def _git_diff() -> str | None:
 
 
 def _zip_sources(path: Path) -> None:
-    listed = _git("ls-files", "--cached", "--others", "--exclude-standard")
-    if listed is None:  # no repository: all that a user does not put beside the sources
+    listed = _git("ls-files", "--cached")
+    added = _git("ls-files", "--others", "--exclude-standard")
+    if (
+        listed is None or added is None
+    ):  # no repository: all that a user does not put beside the sources
         found = (file.relative_to(SOURCE_ROOT) for file in SOURCE_ROOT.rglob("*"))
         files = [file for file in found if file.parts[0] not in (".venv", "data", "checkpoints")]
     else:
         files = [Path(name) for name in listed.splitlines()]
+        # New files are code for sure if they are Python; others may be notes, or keys.
+        files += [Path(name) for name in added.splitlines() if name.endswith(".py")]
     aside = path.with_name(f".{path.name}.writing")
     with zipfile.ZipFile(aside, "w", zipfile.ZIP_DEFLATED) as archive:
         for file in sorted(files):

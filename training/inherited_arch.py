@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from models.transformer import NetConfig
+from models.transformer import NetConfig, StackConfig
 from training.export_format import ARCH_ADAPTER
 from training.run_names import named_path
 from training.run_records import stored_config
@@ -70,6 +70,10 @@ def inherit_arch(raw: Mapping[str, Any], chosen: ChosenArch) -> tuple[dict[str, 
     _require_no_contradiction(trained, asked, chosen.command_line, run)
     arch = trained.model_dump()
     fields = set(type(trained).model_fields) - {OVERRIDE, *SHAPE_KEYS}
+    soft_overrides = {f"{OVERRIDE}.{key}" for key in StackConfig.model_fields} - {
+        f"{OVERRIDE}.{key}" for key in SHAPE_KEYS
+    }
+    fields |= soft_overrides if OVERRIDE in type(trained).model_fields else set()
     by_recipe = {key for key in chosen.recipe if key in fields}
     by_command = {key for key in chosen.command_line if key.partition(".")[0] not in SHAPE_KEYS}
     for key in (by_recipe | by_command) - {OVERRIDE}:
@@ -129,6 +133,7 @@ def _recipe_keys(recipe: str, folders: Sequence[Path]) -> set[str]:
         if path.is_file():
             content = yaml.safe_load(path.read_text()) or {}
             below = [each for each in content.get("defaults", ()) if isinstance(each, str)]
-            keys = set(content.get("arch") or {})
+            arch = content.get("arch") or {}
+            keys = {*arch, *(f"{OVERRIDE}.{key}" for key in arch.get(OVERRIDE) or {})}
             return keys.union(*(_recipe_keys(each, folders) for each in below))
     return set()

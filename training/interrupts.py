@@ -43,7 +43,7 @@ class StopRequests:
 
     def reason(self, step: int) -> str | None:
         """Why to stop after this step, the same on all ranks; None: go on."""
-        if self.max_steps is not None and step >= self.max_steps:
+        if self.is_complete(step):
             return f"max_steps={self.max_steps}"
         elapsed_minutes = (time.monotonic() - self._started_at) / 60
         is_late = self.max_minutes is not None and elapsed_minutes >= self.max_minutes
@@ -53,6 +53,19 @@ class StopRequests:
             self.exit_code = EXIT_CODE
             return self._received or "a signal to another rank"
         return f"max_minutes={self.max_minutes}" if late else None
+
+    def is_complete(self, step: int) -> bool:
+        """Whether `max_steps` are done."""
+        return self.max_steps is not None and step >= self.max_steps
+
+    def outcome(self, step: int) -> str:
+        """What to say of a run that stopped after this step."""
+        goes_on = "a larger one" if self.is_complete(step) else "the same command"
+        return f"stopped at step {step:,} ({self.reason(step)}); {goes_on} goes on"
+
+    def is_wanted(self) -> bool:
+        """Whether a signal or the clock asks to stop; the same on all ranks."""
+        return self.reason(-1) is not None
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self._received is not None:

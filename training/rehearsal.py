@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import resource
 import sys
 import time
@@ -31,26 +32,28 @@ class Rehearsal:
         yield
         self.seconds[part] = time.monotonic() - started_at
 
-    def lines(self, counted_steps: int, run_path: Path) -> list[str]:
+    def lines(self, steps_left: int, run_path: Path) -> list[str]:
         """For the user: steps were the heaviest ones, the first of them with its warm-up."""
         parts = ", ".join(f"{part} {elapsed_s:.2f} s" for part, elapsed_s in self.seconds.items())
         step_s = [elapsed_s for part, elapsed_s in self.seconds.items() if part.startswith("step")]
         saved = sum(path.stat().st_size for path in run_path.rglob("*") if path.is_file())
         return [
             f"dry run     {parts}",
-            f"steps       {counted_steps:,} like the last one would take "
-            f"{step_s[-1] * counted_steps / 3600:,.2g} h",
+            f"steps       {steps_left:,} like the last one would take "
+            f"{step_s[-1] * steps_left / 3600:,.2g} h",
             f"checkpoint  {saved / 1e6:,.1f} MB, read back as it was saved",
             f"memory      {peak_bytes(self.device) / GIB:.2f} GiB at the peak, of this process",
         ]
 
 
-def checksum(state: Mapping[str, Mapping[str, Tensor]]) -> float:
-    """One number of this rank's parts of all tensors."""
-    total = 0.0
-    for tensor in (tensor for tensors in state.values() for tensor in tensors.values()):
-        total += float(local_part(tensor).double().sum())
-    return total
+def digest(state: Mapping[str, Mapping[str, Tensor]]) -> str:
+    """Of this rank's parts of all tensors, bit for bit."""
+    found = hashlib.blake2b()
+    for folder, tensors in state.items():
+        for name, tensor in tensors.items():
+            found.update(f"{folder}/{name}".encode())
+            found.update(local_part(tensor).cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
 
 
 def peak_bytes(device: torch.device) -> int:

@@ -77,10 +77,11 @@ def _names(config: RunConfig, world: World) -> tuple[str, str, str, str]:
     if given:
         return project, config.run_name or given.name, str(given), "given"
     if not config.new_run:
-        unfinished = _newest_unfinished(config, CHECKPOINTS / project, world)
-        if unfinished:
-            reason = "the newest unfinished run with these settings; new_run=true starts another"
-            return project, unfinished.name, str(unfinished), reason
+        found = _newest_run(config, CHECKPOINTS / project, world)
+        if found:
+            path, kind = found
+            reason = f"the newest {kind} run with these settings; new_run=true starts another"
+            return project, path.name, str(path), reason
     while True:
         slug = f"{random.choice(_MANNERS.split())}-{random.choice(_ANIMALS.split())}"
         path = CHECKPOINTS / project / f"{config.arch.name}-{slug}-{random.randrange(100):02}"
@@ -88,7 +89,9 @@ def _names(config: RunConfig, world: World) -> tuple[str, str, str, str]:
             return project, path.name, str(path), "a new run; the name was drawn"
 
 
-def _newest_unfinished(config: RunConfig, project_path: Path, world: World) -> Path | None:
+def _newest_run(config: RunConfig, project_path: Path, world: World) -> tuple[Path, str] | None:
+    """The newest unfinished run of the same settings; else the newest finished one."""
+    finished = None
     wanted = comparable(config.model_dump())
     candidates = sorted(
         project_path.glob(f"*/{CONFIG_FILE}"), key=lambda file: file.stat().st_mtime, reverse=True
@@ -101,5 +104,6 @@ def _newest_unfinished(config: RunConfig, project_path: Path, world: World) -> P
         if not isinstance(stored, dict) or comparable(stored) != wanted:
             continue
         if not is_finished(RunDirectory(file.parent, world), config.epochs):
-            return file.parent
-    return None
+            return file.parent, "unfinished"
+        finished = finished or (file.parent, "finished")
+    return finished

@@ -9,7 +9,7 @@ import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 
-from data_io.prompt_format import vocabulary
+from data_io.prompt_format import token_differences, vocabulary
 from data_io.sampled_format import SampledData, TokenizerInfo
 from training.checkpoint import (
     CONFIG_FILE,
@@ -64,6 +64,12 @@ def choose_checkpoint(
     run: Path, *, epoch: int | None = None, step: int | None = None
 ) -> Checkpoint:
     """A run's checkpoint: that of an epoch or a step, else the newest complete one."""
+    if epoch is not None and not (run / f"fsdp2_epoch_{epoch}").exists():
+        there = sorted(path.name for path in run.glob("fsdp2_epoch_*"))
+        raise FileNotFoundError(
+            f"{run}: fsdp2_epoch_{epoch} is no complete checkpoint; it has "
+            f"{', '.join(there) or 'none'}"
+        )
     if epoch is not None:
         return read_checkpoint(run / f"fsdp2_epoch_{epoch}")
     if step is not None:
@@ -99,26 +105,24 @@ def require_same_data(recorded: str | None, data: SampledData, config: RunConfig
         )
 
 
-def require_same_vocabulary(run: Path, data: SampledData) -> None:
-    """ValueError where the ids of the data are not those that a run's weights were trained on."""
+def require_same_vocabulary(run: Path, data: SampledData) -> list[str]:
+    """ValueError where the ids of the data are not those that a run's weights were trained on.
+
+    Returns what could not be compared, for the user.
+    """
     metadata, stored = stored_metadata(run), stored_config(run)
-    info = metadata.tokenizer_info
-    way_out = (
-        f"make the data with that run's tokenizer (tokenizer_path: {info.tokenizer_path}), or "
-        "leave resume_from out and train from the beginning"
-    )
+    info, data_info = metadata.tokenizer_info, data.metadata.tokenizer_info
+    there = Path(str((stored or {}).get("data", {}).get("path")))
+    differences = token_differences((data_info, data.folder), (info, there))
     if metadata.vocab_size != data.metadata.padded_vocab_size:
+        sizes = f"{data.metadata.padded_vocab_size} ids, {metadata.vocab_size} there"
+        differences.insert(0, f"it has {sizes}")
+    if differences:
         raise ValueError(
-            f"{data.folder} has a vocabulary of {data.metadata.padded_vocab_size} ids, but {run} "
-            f"was trained with {metadata.vocab_size}; {way_out}"
+            f"{data.folder} has another vocabulary than {run}: {'; '.join(differences)}; make the "
+            f"data with that run's tokenizer (tokenizer_path: {info.tokenizer_path}), or leave "
+            "resume_from out and train from the beginning"
         )
-    assert stored is not None  # it was found and its checkpoint read
-    there = vocabulary(info, Path(str(stored.get("data", {}).get("path"))))
-    here = vocabulary(data.metadata.tokenizer_info, data.folder)
-    if there is None or here is None or there == here:
-        return
-    first = min(key for key in there.keys() | here.keys() if there.get(key) != here.get(key))
-    raise ValueError(
-        f"{data.folder} has another vocabulary than {run}: id {first} is {here.get(first)!r} here, "
-        f"{there.get(first)!r} there; {way_out}"
-    )
+    if vocabulary(info, there) and vocabulary(data_info, data.folder):
+        return []
+    return ["vocabulary: sizes and special tokens agree; the tokenizers are not here to compare"]

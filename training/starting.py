@@ -28,6 +28,8 @@ from training.run_records import choose_checkpoint, stored_config
 from training.schema import RunConfig
 from training.tensor_store import read_tensors_into, tensor_shapes
 
+# Machine settings that change the last bits; kernels and threads say so for themselves.
+BIT_KEYS = ("micro_batch_size", "deterministic")
 # What a run that starts from another one has of its own.
 START_KEYS = ("resume_from", "resume_epoch", "weights_only_resume_from_ema")
 
@@ -92,6 +94,11 @@ def find_start(directory: RunDirectory, config: RunConfig) -> Start:
             f"new_run=true, but {directory.path} already holds a run; choose another run_name or "
             "checkpoint_path, or leave new_run out to continue it"
         )
+    if config.resume_from and Path(config.resume_from).resolve() == directory.path.resolve():
+        raise ValueError(
+            f"resume_from={config.resume_from} is this very run; leave resume_from out to continue "
+            "it, or give another checkpoint_path to start a new run from it"
+        )
     notes = _differences(comparable(stored), comparable(wanted))
     damaged = directory.damaged()
     for checkpoint in reversed(directory.checkpoints()):
@@ -108,10 +115,18 @@ def find_start(directory: RunDirectory, config: RunConfig) -> Start:
                 "choose another run_name or checkpoint_path"
             )
         skipped = (f"skipped a checkpoint: {reason}" for reason in damaged)
-        return Start(checkpoint, None, is_finished, (*notes, *skipped))
+        before, now = ({key: each.get(key) for key in BIT_KEYS} for each in (stored, wanted))
+        bits = (f"{each}; the run is no longer bit-equal" for each in _differences(before, now))
+        return Start(checkpoint, None, is_finished, (*notes, *bits, *skipped))
     if damaged:
         raise ValueError(
             f"{directory.path} has no checkpoint that can be continued from: {'; '.join(damaged)}"
+        )
+    if stored.get("resume_from") != config.resume_from:
+        raise ValueError(
+            f"{directory.path} was to start from resume_from={stored.get('resume_from')} and has "
+            f"no checkpoint yet, but now resume_from={config.resume_from}; give what it was, or "
+            "another checkpoint_path"
         )
     notes.append("no complete checkpoint yet: starts from the beginning")
     return _start_from(config, notes)

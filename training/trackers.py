@@ -78,7 +78,7 @@ def open_tracker(
     """
     if not world.is_main:
         return Tracker(), "none (rank 0 has it)"
-    name, reason = _choose(config.tracker)
+    name, reason = ("none", "a dry run") if config.dry_run else _choose(config.tracker)
     if name == "none":
         return Tracker(), f"none ({reason})"
     try:

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from data_io.prompt_format import token_differences
 from data_io.sampled_format import SampledData
 from models.batch import IGNORE_LABEL, PackedBatch
 from models.language_model import LanguageModel
@@ -45,26 +46,34 @@ class Validator:
         self.batches = batches
         self.token_bytes = None if token_bytes is None else torch.from_numpy(token_bytes)
 
-    def scores(self) -> dict[str, float]:
+    def scores(self, gives_way: Callable[[], bool] = lambda: False) -> dict[str, float]:
         """`val/loss`, ...; where averages are kept, theirs as `val_ema/loss`, ... too.
+
+        `gives_way` is asked before each batch, on all ranks: once true, nothing is scored.
 
         Over all ranks: every rank calls it, and gets the same. Bits per byte are those of tokens
         that stand for text: the loss of these, in bits, over their bytes. Special tokens, such as
         the one that ends an answer, have neither loss nor bytes in it.
         """
-        found = {f"val/{name}": value for name, value in self._pass().items()}
-        if has_averages(self.optimizer):
-            with averaged_weights(self.model, self.optimizer):
-                found |= {f"val_ema/{name}": value for name, value in self._pass().items()}
+        try:
+            found = {f"val/{name}": value for name, value in self._pass(gives_way).items()}
+            if has_averages(self.optimizer):
+                with averaged_weights(self.model, self.optimizer):
+                    averaged = self._pass(gives_way)
+                found |= {f"val_ema/{name}": value for name, value in averaged.items()}
+        except _GaveWayError:
+            return {}
         return found
 
     @torch.no_grad()
-    def _pass(self) -> dict[str, float]:
+    def _pass(self, gives_way: Callable[[], bool]) -> dict[str, float]:
         sums: list[StepSums] = []
         special_losses = [torch.zeros((), device=self.world.device)]  # of tokens without bytes
         num_bytes = 0
         try:
             for batch in self.batches():
+                if gives_way():
+                    raise _GaveWayError
                 special_labels, batch_bytes = self._split_labels(batch.labels)
                 batch = batch.to(self.world.device)
                 hidden = self.model(batch.tokens, batch.positions, batch.layout)
@@ -114,6 +123,10 @@ class Validator:
         return averages
 
 
+class _GaveWayError(Exception):
+    """A pass was ended before its end."""
+
+
 _COUNTS = ("correct_tokens", "scored_tokens", "correct_sequences", "scored_sequences")
 
 
@@ -156,15 +169,11 @@ def _swap(one: Tensor, other: Tensor) -> None:
 
 def require_same_tokens(held_out: SampledData, data: SampledData) -> None:
     """ValueError where the ids of the held-out data mean something else than those trained on."""
-    trained, asked = (
-        each.metadata.tokenizer_info.model_dump(exclude={"tokenizer_path"})
-        for each in (data, held_out)
-    )
-    differing = [
-        f"{name} is {asked[name]}, but {trained[name]} there"
-        for name in trained
-        if asked[name] != trained[name]
-    ]
+    infos = [(each.metadata.tokenizer_info, each.folder) for each in (held_out, data)]
+    differing = token_differences(infos[0], infos[1])
+    sizes = [each.metadata.id_limit for each in (held_out, data)]
+    if sizes[0] != sizes[1]:
+        differing.insert(0, f"vocab_size is {sizes[0]}, {sizes[1]} there")
     if differing:
         raise ValueError(
             f"val_data.path={held_out.folder} is made with another tokenizer than {data.folder}: "

@@ -141,7 +141,7 @@ def table_of(results: Mapping[str, Any]) -> str:
         (
             *_markdown(cost_names, costs),
             "",
-            *_markdown([*score_names, f"mean minus that of {first}"], scores),
+            *_markdown([*score_names, f"{score_names[1]} minus that of {first}"], scores),
             "",
             f"{EQUAL[results['match']]}; seeds {', '.join(map(str, entries[0]['seeds']))}; "
             f"{' + '.join(str(n) for n in entries[0]['items'].values())} items. In brackets: 95 % "
@@ -178,7 +178,7 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
     tasks = list(entries[0]["items"])
     panels = [MEAN, *tasks] if len(tasks) > 1 else tasks
     figure, axes = plt.subplots(
-        1, len(panels), figsize=(1.2 + 3.5 * len(panels), 3.9), sharey=True, squeeze=False,
+        1, len(panels), figsize=(2.4 + 3.5 * len(panels), 3.9), sharey=True, squeeze=False,
         layout="constrained",
     )  # fmt: skip
     for axis, task in zip(axes[0], panels, strict=True):
