@@ -111,8 +111,7 @@ def train(run: Run, progress: Progress) -> tuple[str, int]:
 def global_batches(run: Run, progress: Progress) -> Iterator[list[PackedBatch]]:
     """This rank's micro-batches of each global batch of the epoch, from where the run stands."""
     position = {"epoch": progress.epoch, "cursor": progress.cursor, "rank": run.world.rank}
-    num_slots = run.facts.num_slots
-    dataset = PrefixLMDataset(run.data, run.packing, num_slots=num_slots, **position)
+    dataset = PrefixLMDataset(run.data, run.packing, num_slots=run.facts.num_slots, **position)
     return load_global_batches(dataset, run.world.device, num_workers=run.config.data_workers)
 
 
