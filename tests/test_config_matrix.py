@@ -194,6 +194,16 @@ def test_every_net_trains_three_steps_and_decodes(trained: Path, net: str) -> No
     assert sorted(answer.index for answer in answers) == [0, 1]
 
 
+def test_a_run_of_another_sweep_is_not_continued(tmp_path: Path) -> None:
+    data = write_tiny_data(tmp_path / "source/data")
+    (tmp_path / "work").mkdir()
+    line = ("-m", f"data.path={data}", "epochs=1", "run_name=net", *TINY)
+    run_pretrain(*line, "max_steps=1", "lr=3e-3,4e-3", cwd=tmp_path / "work").check()
+    run_pretrain(*line, "max_steps=2", "lr=3e-3,4e-3", cwd=tmp_path / "work").check()
+    done = run_pretrain(*line, "max_steps=3", "lr=4e-3,3e-3", cwd=tmp_path / "work")
+    assert done.code == 2 and "net-0 is of another sweep; give another run_name" in done.stderr
+
+
 def test_a_sweep_leaves_nothing_but_its_runs(trained: Path) -> None:
     assert [path.name for path in trained.iterdir()] == ["checkpoints"]
     runs = sorted(path.relative_to(trained).as_posix() for path in trained.glob("*/*/*"))

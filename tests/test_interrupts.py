@@ -92,6 +92,13 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_advice(
     assert "Traceback" not in done.stderr
 
 
+def test_steps_that_are_done_are_not_overrun(settings: list[str], tmp_path: Path) -> None:
+    for _ in range(2):
+        done = run_pretrain(*settings, "max_steps=9", cwd=tmp_path).check()
+        assert "stopped at step 9 (max_steps=9); a larger one goes on" in done.stdout
+    assert [path.name for path in tmp_path.glob("checkpoints/*/*/fsdp2_*")] == ["fsdp2_step_9"]
+
+
 def test_a_second_signal_stops_at_once() -> None:
     before = signal.getsignal(signal.SIGINT)  # a shell ignores it in commands ended by &
     with StopRequests(ALONE, max_steps=None, max_minutes=None) as requests:

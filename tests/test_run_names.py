@@ -70,6 +70,16 @@ def test_the_newest_unfinished_run_with_the_same_settings_is_continued() -> None
     assert found("project_name=p")[1] == NEW
 
 
+def test_a_finished_run_with_the_same_settings_is_found_where_none_is_unfinished() -> None:
+    write_run("older", config(), epochs_done=4, written_at=100)
+    newer = write_run("newer", config(), epochs_done=4, written_at=200)
+    write_run("different", config("lr=1e-3"), epochs_done=1, written_at=300)
+    path, reason = found()
+    assert path == str(newer)
+    assert reason == "the newest finished run with these settings; new_run=true starts another"
+    assert found("new_run=true")[1] == NEW
+
+
 def test_where_and_how_fast_a_run_computes_makes_no_other_run() -> None:
     run = write_run("one", config(), epochs_done=1, written_at=100)
     for setting in (

@@ -122,6 +122,36 @@ def test_more_epochs_would_change_the_schedule_of_a_run(tmp_path: Path) -> None:
     assert start.checkpoint is not None and not start.is_finished
 
 
+def test_what_changes_the_last_bits_is_told(tmp_path: Path) -> None:
+    run = TinyRun(tmp_path / "run").create()
+    run.save_steps(3)
+    changed = run_config(tmp_path / "run", micro_batch_size=32, deterministic=True)
+    told = "the run is no longer bit-equal"
+    assert find_start(run.directory, changed).notes == (
+        f"micro_batch_size: was None, now 32; {told}",
+        f"deterministic: was False, now True; {told}",
+    )
+
+
+def test_a_run_does_not_start_from_itself(tmp_path: Path) -> None:
+    run = TinyRun(tmp_path / "run").create()
+    run.save_steps(3)
+    config = run_config(tmp_path / "run", resume_from=str(tmp_path / "run"))
+    with pytest.raises(ValueError, match="is this very run; leave resume_from out"):
+        find_start(run.directory, config)
+
+
+def test_weights_to_start_from_are_not_forgotten(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    finished_run(source)
+    run = TinyRun(tmp_path / "run")
+    config = run_config(tmp_path / "run", resume_from=str(source))
+    run.directory.create(config.model_dump(), {"vocab_size": 256})  # killed before it saved
+    assert find_start(run.directory, config).source is not None
+    with pytest.raises(ValueError, match=r"was to start from resume_from=.*give what it was"):
+        find_start(run.directory, run_config(tmp_path / "run"))
+
+
 def test_a_new_run_is_not_begun_where_one_already_is(tmp_path: Path) -> None:
     run = TinyRun(tmp_path / "run").create()
     config = run_config(tmp_path / "run", new_run=True)

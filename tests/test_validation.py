@@ -14,7 +14,7 @@ import pytest
 import sight_cases
 import torch
 from commands import start_command, write_tiny_data
-from run_cases import ALONE
+from run_cases import ALONE, whole_state
 from safetensors.torch import load_file
 from sight_cases import STEPS, TOKEN_BYTES, WatchedRun
 from torch import Tensor
@@ -114,6 +114,17 @@ def test_without_averages_and_bytes_there_are_fewer_figures(data: Path) -> None:
     run = WatchedRun(data, ALONE, ema=None)
     run.validator.token_bytes = None
     assert run.validator.scores().keys() == {"val/loss", "val/accuracy", "val/exact_accuracy"}
+
+
+@pytest.mark.parametrize("batches", [0, 1, 4])
+def test_a_pass_gives_way_and_leaves_the_weights(batches: int, data: Path) -> None:
+    run = trained(WatchedRun(data, ALONE), steps=3)
+    before = whole_state(run.model, run.optimizer)
+    asked = iter([False] * batches + [True])
+    assert run.validator.scores(lambda: next(asked)) == {}
+    after = whole_state(run.model, run.optimizer)
+    for kind in before:
+        assert_same_tensors(before[kind], after[kind])
 
 
 def test_training_and_the_random_numbers_do_not_notice(data: Path, tmp_path: Path) -> None:
