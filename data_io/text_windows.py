@@ -89,6 +89,8 @@ def _documents(path: Path, file: TextIO) -> Iterator[TextIO]:
         yield file
         return
     for number, line in enumerate(file, 1):
+        if not line.strip():
+            continue
         try:
             text = json.loads(line)["text"]
         except (json.JSONDecodeError, KeyError, TypeError):
