@@ -93,12 +93,19 @@ def test_files_are_named_by_name_folder_or_glob(tmp_path: Path) -> None:
         text_files("")
 
 
-@pytest.mark.parametrize("line", ["text", '{"content": "x"}', '{"text": 1}', '["text"]', ""])
+@pytest.mark.parametrize("line", ["text", '{"content": "x"}', '{"text": 1}', '["text"]'])
 def test_a_row_without_text_is_named(tmp_path: Path, line: str) -> None:
     rows = write_rows(tmp_path / "rows.jsonl", "fine")
     rows.write_text(rows.read_text() + line + "\n")
     with pytest.raises(ValueError, match=r"rows.jsonl, line 2: .* is no row of text; write"):
         documents_in(rows)
+
+
+def test_a_blank_line_is_no_row(tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", "fine")
+    expected = documents_in(rows)
+    rows.write_text(rows.read_text() + "\n")
+    assert documents_in(rows) == expected
 
 
 def test_a_file_that_is_not_utf8_is_named(tmp_path: Path) -> None:
