@@ -1,0 +1,79 @@
+"""What a run directory says of its run: checkpoints, configuration, data record, fingerprint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import write_tiny_data
+from run_cases import TinyRun, run_config
+
+from data_io.sampled_format import SampledData
+from training.checkpoint import CONFIG_FILE, METADATA_FILE, PROGRESS_FILE, Progress
+from training.run_records import (
+    choose_checkpoint,
+    fingerprint_of,
+    require_same_data,
+    stored_config,
+    stored_metadata,
+)
+
+
+def finished_run(path: Path) -> TinyRun:
+    """A run of two epochs."""
+    run = TinyRun(path).create()
+    for epoch in (1, 2):
+        run.step()
+        run.save(f"fsdp2_epoch_{epoch}", Progress(epoch, 0, 5 * epoch))
+    return run
+
+
+def test_a_checkpoint_is_chosen_by_epoch_by_step_or_as_the_newest(tmp_path: Path) -> None:
+    run = finished_run(tmp_path)
+    run.save("fsdp2_step_7", Progress(1, 4, 7))
+    assert choose_checkpoint(tmp_path).path.name == "fsdp2_epoch_2"
+    assert choose_checkpoint(tmp_path, epoch=1).progress == Progress(1, 0, 5)
+    assert choose_checkpoint(tmp_path, step=7).progress.cursor == 4
+    with pytest.raises(FileNotFoundError, match="fsdp2_epoch_3 is no complete checkpoint"):
+        choose_checkpoint(tmp_path, epoch=3)
+    (tmp_path / "fsdp2_epoch_2" / PROGRESS_FILE).write_text("{}")
+    with pytest.raises(ValueError, match=r"fsdp2_epoch_2.*delete it, or name another by its epoch"):
+        choose_checkpoint(tmp_path)
+    assert choose_checkpoint(tmp_path, epoch=1).progress.step == 5
+
+
+def test_a_run_without_checkpoints_has_none_to_choose(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"holds no complete checkpoint .*train it first"):
+        choose_checkpoint(TinyRun(tmp_path).create().directory.path)
+
+
+@pytest.mark.parametrize("text", ["a: [", "just text", "lr: 0.1", "arch: hrm", "\x00"])
+def test_a_file_that_is_no_configuration_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / CONFIG_FILE).write_text(text)
+    with pytest.raises(ValueError, match=f"{CONFIG_FILE} (cannot be read|holds no run's config)"):
+        stored_config(tmp_path)
+
+
+def test_the_data_record_is_checked(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=f"{METADATA_FILE} is missing"):
+        stored_metadata(tmp_path)
+    (tmp_path / METADATA_FILE).write_text("vocab_size: many")
+    with pytest.raises(ValueError, match=f"{METADATA_FILE} is no record of training data"):
+        stored_metadata(tmp_path)
+    (tmp_path / METADATA_FILE).write_text(
+        "{vocab_size: 256, max_seq_len: 32, total_length: 9, tokenizer_info: {}}"
+    )
+    assert stored_metadata(tmp_path).vocab_size == 256
+
+
+def test_other_data_than_before_is_refused(tmp_path: Path) -> None:
+    data = SampledData.open(write_tiny_data(tmp_path / "data"))
+    config = run_config(tmp_path / "run")
+    recorded = fingerprint_of(data, 1)
+    require_same_data(None, data, config)
+    require_same_data(recorded, data, config)
+    lengths = tmp_path / "data/epoch_0/inst_len.npy"
+    np.save(lengths, np.flip(np.load(lengths)))
+    with pytest.raises(ValueError, match=r"is not what .*run was trained on .* another run_name"):
+        require_same_data(recorded, data, config)
