@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import write_tiny_data
-from run_cases import TinyRun, run_config
+from run_cases import TinyRun, finished_run, run_config
 
 from data_io.sampled_format import SampledData
 from training.checkpoint import CONFIG_FILE, METADATA_FILE, PROGRESS_FILE, Progress
@@ -18,15 +18,6 @@ from training.run_records import (
     stored_config,
     stored_metadata,
 )
-
-
-def finished_run(path: Path) -> TinyRun:
-    """A run of two epochs."""
-    run = TinyRun(path).create()
-    for epoch in (1, 2):
-        run.step()
-        run.save(f"fsdp2_epoch_{epoch}", Progress(epoch, 0, 5 * epoch))
-    return run
 
 
 def test_a_checkpoint_is_chosen_by_epoch_by_step_or_as_the_newest(tmp_path: Path) -> None:

@@ -6,14 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from run_cases import TinyRun, run_config, whole_state
+from run_cases import TinyRun, finished_run, run_config, whole_state
 from torch import nn
 
 from training.adam_atan2 import AdamATan2
 from training.checkpoint import (
     PROGRESS_FILE,
     Checkpoint,
-    Progress,
     RunDirectory,
 )
 from training.distributed import World
@@ -155,15 +154,6 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> Non
     run = TinyRun(tmp_path)
     with pytest.raises(ValueError, match=r"but no run \(all_config.yaml is missing\)"):
         continue_run(run.directory, run.config, run.model, run.optimizer)
-
-
-def finished_run(path: Path) -> TinyRun:
-    """A run of two epochs."""
-    run = TinyRun(path).create()
-    for epoch in (1, 2):
-        run.step()
-        run.save(f"fsdp2_epoch_{epoch}", Progress(epoch, 0, 5 * epoch))
-    return run
 
 
 def test_another_run_s_weights_and_optimizer_state_are_taken(tmp_path: Path) -> None:
