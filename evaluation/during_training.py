@@ -101,7 +101,8 @@ class HeldOutWatch:
     ) -> None:
         self.held_out, self.logger, world = held_out, logger, logger.world
         self.model, self.optimizer = model, optimizer
-        self._looked_at = _last_look(logger.path)
+        # Rank 0 has cut the file to where the run stands; the others may read it before that.
+        self._looked_at = int(world.broadcast(str(_last_look(logger.path))))
         self.validator = Validator(
             model,
             optimizer,
