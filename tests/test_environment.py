@@ -177,4 +177,4 @@ def test_the_record_holds_what_differs_from_the_commit(
     monkeypatch.setattr(training.environment, "DIFF_CHARACTERS", 20)
     record_environment(run_path, CHOICES)
     diff = json.loads((run_path / ENVIRONMENT_FILE).read_text())["git_diff"]
-    assert diff.endswith(f"... cut after 20 characters; see {CODE_FILE}")
+    assert diff.endswith("... cut after 20 characters; see the sources")

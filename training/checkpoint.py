@@ -126,6 +126,7 @@ class RunDirectory:
         """Removes the directory afterwards, however it ends."""
         try:
             yield
+            self.world.barrier()  # others may still be looking into it
         finally:
             if self.world.is_main:
                 shutil.rmtree(self.path, ignore_errors=True)

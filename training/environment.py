@@ -112,19 +112,17 @@ def _git_state() -> tuple[str | None, bool]:
 
 
 def _git_diff() -> str | None:
-    """What differs from the commit, without the golden tensors; new files are in code.zip alone."""
+    """What differs from the commit, without the golden tensors; new files are in the zip alone."""
     diff = _git("diff", "--no-color", "--no-ext-diff", "HEAD", "--", ".", ":!tests/golden")
     if diff is None or len(diff) <= DIFF_CHARACTERS:
         return diff
-    return f"{diff[:DIFF_CHARACTERS]}\n... cut after {DIFF_CHARACTERS} characters; see {CODE_FILE}"
+    return f"{diff[:DIFF_CHARACTERS]}\n... cut after {DIFF_CHARACTERS} characters; see the sources"
 
 
 def _zip_sources(path: Path) -> None:
     listed = _git("ls-files", "--cached")
     added = _git("ls-files", "--others", "--exclude-standard")
-    if (
-        listed is None or added is None
-    ):  # no repository: all that a user does not put beside the sources
+    if listed is None or added is None:  # no repository: all but what users put beside it
         found = (file.relative_to(SOURCE_ROOT) for file in SOURCE_ROOT.rglob("*"))
         files = [file for file in found if file.parts[0] not in (".venv", "data", "checkpoints")]
     else:
