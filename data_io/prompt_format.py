@@ -111,6 +111,33 @@ class PromptFormat:
             for condition, text_ids in zip(conditions, self._encode_texts(texts), strict=True)
         ]
 
+    def encode_conversation(self, condition: str, turns: Sequence[tuple[str, str]]) -> list[int]:
+        """A prompt of several (role, text) turns, that the model is to answer.
+
+        Every user turn is framed as a prompt, every assistant turn as a response. A system turn,
+        legal at the beginning, stands before the first user's text with a blank line between.
+        """
+        system, others = "", list(turns)
+        if others and others[0][0] == "system":
+            system = others.pop(0)[1]
+        roles = [role for role, _ in others]
+        expected = ["user", "assistant"] * (len(roles) // 2) + ["user"]
+        if roles != expected:
+            raise ValueError(
+                f"the turns {[role for role, _ in turns]} are no conversation to answer: after a "
+                "system turn (optional) user and assistant take turns, and the last is the user's"
+            )
+        texts = [text for _, text in others]
+        if system:
+            texts[0] = f"{system}\n\n{texts[0]}"
+        ids: list[int] = []
+        for role, text in zip(roles, texts, strict=True):
+            is_question = role == "user"
+            ids += (
+                self.encode_prompt(condition, text) if is_question else self.encode_response(text)
+            )
+        return ids
+
     def encode_response(self, text: str) -> list[int]:
         return self.encode_responses([text])[0]
 

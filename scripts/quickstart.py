@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from evaluation.reasoning_tasks import score  # noqa: E402
-from simple_inference_engine import load_run  # noqa: E402
+from simple_inference_engine import ModelOptions, load_model  # noqa: E402
 from training.command_line import checked_overrides  # noqa: E402
 from training.console import refuse  # noqa: E402
 from training.distributed import set_threads  # noqa: E402
@@ -116,7 +116,7 @@ def answer(run: Path, *, step: int | None = None) -> list[Answered]:
     assert config is not None
     held_out = Path(config["data"]["path"]) / "held_out.jsonl"
     items = [json.loads(line) for line in held_out.read_text().splitlines()]
-    loaded = load_run(run, step=step)
+    loaded = load_model(ModelOptions(ckpt_path=run, ckpt_step=step))
     print(loaded.description, flush=True)
     prompts = [(item.get("condition", "direct"), item["instruction"]) for item in items]
     answers = loaded.engine.generate(prompts, loaded.prompt_format, max_new_tokens=64)

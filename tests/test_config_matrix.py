@@ -14,7 +14,7 @@ from source_tree import product_files
 
 from models.flops import total_parameters
 from models.hrm import HRMConfig
-from simple_inference_engine import load_run
+from simple_inference_engine import ModelOptions, load_model
 from training.schedule import backprop_steps_at
 from training.schema import DataConfig, RunConfig, legal_keys
 from training.telemetry import read_metrics
@@ -188,7 +188,7 @@ def test_every_net_trains_three_steps_and_decodes(trained: Path, net: str) -> No
     lines = read_metrics(run / "metrics.jsonl")
     assert [line["step"] for line in lines] == [1, 2, 3]
     assert all(0 < line["train/loss"] < 10 for line in lines)
-    loaded = load_run(run)
+    loaded = load_model(ModelOptions(ckpt_path=run))
     prompts = [("direct", "rev neon"), ("cot", "2+2")]
     answers = list(loaded.engine.generate(prompts, loaded.prompt_format, max_new_tokens=3))
     assert sorted(answer.index for answer in answers) == [0, 1]

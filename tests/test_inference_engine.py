@@ -14,10 +14,10 @@ from net_cases import NETS, VOCAB_SIZE, build, golden_net, read_case
 from safetensors.torch import load_file
 from torch import Tensor
 
-import simple_inference_engine
 from data_io.byte_tokenizer import byte_tokenizer
 from data_io.prompt_format import PromptFormat
 from data_io.special_tokens import BOQ, CONDITION_TOKENS, EOA, EOQ
+from inference import rows
 from models.batch import PackedLayout
 from models.kv_cache import KVCache
 from models.language_model import LanguageModel
@@ -123,7 +123,7 @@ def test_golden_step_logits(golden_inference: Path, monkeypatch: pytest.MonkeyPa
         steps.extend(logits)
         return logits.argmax(-1)
 
-    monkeypatch.setattr(simple_inference_engine, "next_tokens", remember)
+    monkeypatch.setattr(rows, "next_tokens", remember)
     num_compared = 0
     for index, prompt in enumerate(case["prompts"]):
         steps.clear()
@@ -166,8 +166,8 @@ def test_an_answer_is_the_same_alone_and_in_any_batch() -> None:
 def test_prompts_are_prefilled_in_rows_of_bounded_length(
     calls: Calls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(simple_inference_engine, "PREFILL_TOKENS", 10)
-    monkeypatch.setattr(simple_inference_engine, "FIRST_CACHE_LENGTH", 1)
+    monkeypatch.setattr(rows, "PREFILL_TOKENS", 10)
+    monkeypatch.setattr(rows, "FIRST_CACHE_LENGTH", 1)
     prompts = random_prompts(4, 4, 4, 4, 15, 1, 2)
     answers = answers_of(InferenceEngine(shared_model(), max_context=64), prompts)
     assert calls.prefill == [12, 19, 3]

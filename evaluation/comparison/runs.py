@@ -23,7 +23,7 @@ from data_io.sampled_format import SampledData
 from evaluation.comparison.plan import Planned, Settings, run_name
 from evaluation.procedural_tasks import Part
 from evaluation.reasoning_tasks import score
-from simple_inference_engine import load_run
+from simple_inference_engine import ModelOptions, load_model
 from training.checkpoint import read_checkpoint, write_atomically
 from training.environment import recorded_choices
 from training.run_records import fingerprint_of
@@ -208,7 +208,7 @@ def read_items(path: Path) -> list[Row]:
 
 def _answers(run: TrainedRun, items: Sequence[Row], step: int) -> dict[str, str]:
     """One digit an item, by task."""
-    loaded = load_run(run.path, step=step, device=run.bench.device)
+    loaded = load_model(ModelOptions(ckpt_path=run.path, ckpt_step=step, device=run.bench.device))
     # Room for any true answer and its end: what goes on longer is wrong.
     true_lens = [len(loaded.prompt_format.encode_response(row["response"])) for row in items]
     found = loaded.engine.generate(
