@@ -40,7 +40,7 @@ from training.compiling import CompileClock
 from training.console import give_up, refuse, say
 from training.diagnostics import watched
 from training.distributed import World, set_deterministic, set_threads, start_world, stop_world
-from training.environment import check_floors, record_environment, recorded_choices
+from training.environment import check_floors, keep_tokenizer, record_environment, recorded_choices
 from training.inherited_arch import chosen_arch, inherit_arch
 from training.interrupts import SaveSchedule, StopRequests
 from training.prefetch import load_global_batches
@@ -215,8 +215,7 @@ def build(prepared: Prepared) -> Run:
     facts = RunFacts.of(config, data, prepared.packing, progress)
     torch.manual_seed(config.seed)
     built = build_model(config, facts.vocab_size, world, prepared.chosen)
-    model = built.model
-    optimizer = build_optimizer(config, model)
+    model, optimizer = built.model, build_optimizer(config, built.model)
     loaded = load_start(start, config, model, optimizer)
     directory.create(config.model_dump(), data.metadata.train_metadata())
     tracker, tracker_note = open_tracker(config, directory.path, world, step=progress.step)
@@ -224,6 +223,7 @@ def build(prepared: Prepared) -> Run:
     lines |= {"held out": prepared.held_out.note} if prepared.held_out else {}
     say(world, *summary_lines(config, facts, {**lines, "tracker": tracker_note}))
     if world.is_main:
+        keep_tokenizer(directory.path, data)
         found = {"data": fingerprint_of(data, config.epochs), "processes": world.size}
         record_environment(directory.path, {**built.chosen, **found, "threads": threads})
     intervals = {"log_interval": config.log_interval, "total_steps": facts.counted_steps}

@@ -17,6 +17,7 @@ from tokenizers import AddedToken, Tokenizer
 from data_io.sampled_format import TokenizerInfo
 
 ROLES = ("boq", "eoq", "eoa")
+TOKENIZER_FILE = "tokenizer.json"
 SampledTokens = tuple[TokenizerInfo, Path]  # what metadata.json says of them, and its folder
 
 
@@ -185,16 +186,22 @@ def token_differences(one: SampledTokens, other: SampledTokens) -> list[str]:
 
 def vocabulary(info: TokenizerInfo, data_folder: Path) -> dict[int, str] | None:
     """The token of each id, of the tokenizer that made the data; None where it is not here."""
+    path = find_tokenizer(info, data_folder)
+    if path is None:
+        return None
+    tokens = _read_tokenizer(path).get_vocab(with_added_tokens=True)
+    return {token_id: token for token, token_id in tokens.items()}
+
+
+def find_tokenizer(info: TokenizerInfo, data_folder: Path) -> Path | None:
+    """The tokenizer.json that made the data, where it said or beside the data; None: not here."""
     given = [] if info.tokenizer_path is None else [Path(info.tokenizer_path)]
-    for path in (*given, data_folder):
-        if _tokenizer_file(path).is_file():
-            tokens = _read_tokenizer(path).get_vocab(with_added_tokens=True)
-            return {token_id: token for token, token_id in tokens.items()}
-    return None
+    files = (_tokenizer_file(path) for path in (*given, data_folder))
+    return next((file for file in files if file.is_file()), None)
 
 
 def _tokenizer_file(path: Path) -> Path:
-    return path / "tokenizer.json" if path.is_dir() else path
+    return path / TOKENIZER_FILE if path.is_dir() else path
 
 
 def _read_tokenizer(path: Path) -> Tokenizer:

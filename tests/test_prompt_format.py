@@ -160,3 +160,31 @@ def test_an_absent_field_of_tokenizer_info_is_named(tmp_path: Path, field: str) 
     info = info_of(tmp_path).model_copy(update={field: None})
     with pytest.raises(ValueError, match=f"tokenizer_info lacks {field}"):
         PromptFormat.from_info(info)
+
+
+def test_a_conversation_is_its_turns_framed_one_after_another() -> None:
+    turns = [("system", "Be brief."), ("user", "Hi"), ("assistant", f"Hello{EOA}"), ("user", "?")]
+    first = BYTES.encode_prompt("synth,cot", "Be brief.\n\nHi")
+    answer, last = BYTES.encode_response(f"Hello{EOA}"), BYTES.encode_prompt("synth,cot", "?")
+    assert BYTES.encode_conversation("synth,cot", turns) == first + answer + last
+    assert BYTES.encode_conversation("direct", [("user", "Hi")]) == BYTES.encode_prompt(
+        "direct", "Hi"
+    )
+
+
+@pytest.mark.parametrize(
+    "roles",
+    [
+        [],
+        ["system"],
+        ["assistant"],
+        ["user", "assistant"],
+        ["user", "user"],
+        ["user", "system", "user"],
+        ["user", "assistant", "assistant", "user"],
+        ["human"],
+    ],
+)
+def test_turns_that_leave_nothing_to_answer_are_refused(roles: list[str]) -> None:
+    with pytest.raises(ValueError, match="no conversation to answer"):
+        BYTES.encode_conversation("direct", [(role, "x") for role in roles])

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from commands import write_tiny_data
 from run_cases import TinyRun, finished_run, run_config
 
+from data_io.prompt_format import PromptFormat
 from data_io.sampled_format import SampledData
 from training.checkpoint import CONFIG_FILE, METADATA_FILE, PROGRESS_FILE, Progress
+from training.environment import keep_tokenizer
 from training.run_records import (
     choose_checkpoint,
     fingerprint_of,
     require_same_data,
     stored_config,
     stored_metadata,
+    tokens_of_run,
 )
 
 
@@ -68,3 +73,25 @@ def test_other_data_than_before_is_refused(tmp_path: Path) -> None:
     np.save(lengths, np.flip(np.load(lengths)))
     with pytest.raises(ValueError, match=r"is not what .*run was trained on .* another run_name"):
         require_same_data(recorded, data, config)
+
+
+def test_a_run_keeps_its_tokenizer(tmp_path: Path) -> None:
+    data_folder, run = write_tiny_data(tmp_path / "data"), tmp_path / "run"
+    data = SampledData.open(data_folder)
+    TinyRun(run).create()
+    (run / METADATA_FILE).write_text(yaml.safe_dump(data.metadata.train_metadata()))
+    assert tokens_of_run(run)[0].tokenizer_path == data.metadata.tokenizer_info.tokenizer_path
+    keep_tokenizer(run, data)
+    text = (data_folder / "tokenizer.json").read_text()
+    shutil.rmtree(data_folder)
+    assert (run / "tokenizer.json").read_text() == text
+    info, folder = tokens_of_run(run)
+    assert PromptFormat.from_info(info, folder).encode_prompt("direct", "x")
+    keep_tokenizer(run, data)  # the data's is gone: what is kept stays
+
+
+def test_data_without_a_tokenizer_leaves_none(tmp_path: Path) -> None:
+    data_folder = write_tiny_data(tmp_path / "data")
+    (data_folder / "tokenizer.json").unlink()
+    keep_tokenizer(tmp_path, SampledData.open(data_folder))
+    assert not (tmp_path / "tokenizer.json").exists()

@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from data_io.prompt_format import TOKENIZER_FILE, find_tokenizer
+from data_io.sampled_format import SampledData
 from training.checkpoint import write_atomically
 
 ENVIRONMENT_FILE, CODE_FILE = "environment.json", "code.zip"
@@ -62,6 +64,13 @@ def record_environment(run_path: Path, choices: Mapping[str, Any]) -> None:
         record["code"] = CODE_FILE if number == 1 else f"code_{number}.zip"
         _zip_sources(run_path / str(record["code"]))
     write_atomically(run_path / ENVIRONMENT_FILE, json.dumps(record, indent=2))
+
+
+def keep_tokenizer(run: Path, data: SampledData) -> None:
+    """Copies the data's tokenizer into the run, so that it can be asked when the data is gone."""
+    tokenizer = find_tokenizer(data.metadata.tokenizer_info, data.folder)
+    if tokenizer is not None and not (run / TOKENIZER_FILE).exists():
+        write_atomically(run / TOKENIZER_FILE, tokenizer.read_text())
 
 
 def _earlier_sittings(run_path: Path) -> list[dict[str, Any]]:

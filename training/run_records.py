@@ -9,7 +9,7 @@ import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 
-from data_io.prompt_format import token_differences, vocabulary
+from data_io.prompt_format import TOKENIZER_FILE, token_differences, vocabulary
 from data_io.sampled_format import SampledData, TokenizerInfo
 from training.checkpoint import (
     CONFIG_FILE,
@@ -58,6 +58,18 @@ def stored_metadata(run: Path) -> TrainMetadata:
         ) from None
     except (ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{path} is no record of training data: {error}") from None
+
+
+def tokens_of_run(run: Path) -> tuple[TokenizerInfo, Path]:
+    """What a run knows of its tokens, and the folder to look for the tokenizer in.
+
+    The run's own copy of the tokenizer goes before the place that it came from.
+    """
+    info = stored_metadata(run).tokenizer_info
+    if (run / TOKENIZER_FILE).is_file():
+        return info.model_copy(update={"tokenizer_path": str(run)}), run
+    stored = stored_config(run) or {}
+    return info, Path(str(stored.get("data", {}).get("path")))
 
 
 def choose_checkpoint(
@@ -110,9 +122,8 @@ def require_same_vocabulary(run: Path, data: SampledData) -> list[str]:
 
     Returns what could not be compared, for the user.
     """
-    metadata, stored = stored_metadata(run), stored_config(run)
-    info, data_info = metadata.tokenizer_info, data.metadata.tokenizer_info
-    there = Path(str((stored or {}).get("data", {}).get("path")))
+    metadata, (info, there) = stored_metadata(run), tokens_of_run(run)
+    data_info = data.metadata.tokenizer_info
     differences = token_differences((data_info, data.folder), (info, there))
     if metadata.vocab_size != data.metadata.padded_vocab_size:
         sizes = f"{data.metadata.padded_vocab_size} ids, {metadata.vocab_size} there"
