@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -40,11 +41,48 @@ def pretrain_overrides(words: list[str]) -> list[str] | None:
     return None
 
 
+@lru_cache
+def help_of(*command: str) -> str:
+    """What one of our commands says of its options."""
+    line = [sys.executable, *command, "--help"]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def require_known_options(words: list[str]) -> None:
+    """Every `key=` and `--flag` of a command stands in its help."""
+    start = words.index("python") + 1 if "python" in words else 0
+    size = 2 if words[start] == "-m" else 1
+    command, arguments = words[start : start + size], words[start + size :]
+    known = {name.strip("-.") for name in re.findall(r"[-\w.]+", help_of(*command))}
+    for argument in arguments:
+        if argument[:1] in "><|":  # what follows belongs to the shell
+            return
+        option = argument.partition("=")[0] if "=" in argument else argument
+        assert option.strip("-") in known or not re.match(r"--|[\w.]+=", argument), (
+            argument,
+            command,
+        )
+
+
+def is_ours(words: list[str]) -> bool:
+    """Whether it is a command of this project that says its options itself, not pretrain.py."""
+    program = next((word for word in words if word.endswith(".py")), "")
+    if "-m" in words:
+        program = words[words.index("-m") + 1].replace(".", "/") + ".py"
+    is_pretrain = pretrain_overrides(words) is not None or "make" in words[:1]
+    return not is_pretrain and "/" in program and (ROOT / program).is_file()
+
+
 @pytest.mark.parametrize("words", commands(), ids=" ".join)
 def test_a_command_of_the_readme_works(words: list[str]) -> None:
     if words[0] == "make":
         done = subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, capture_output=True)
         assert done.returncode == 0, done.stderr
+        return
+    if is_ours(words):
+        require_known_options(words)
         return
     overrides = pretrain_overrides(words)
     assert overrides is not None, "a kind of command that this test does not know"
@@ -67,6 +105,8 @@ def test_what_the_docs_tell_to_type_is_there(page: Path) -> None:
         if overrides is not None:
             plain = [word for word in overrides if not word.startswith("$")]
             checked_overrides(plain, ROOT / "config")
+        elif is_ours(words):
+            require_known_options(words)
         elif "-m" in words:
             module = words[words.index("-m") + 1].replace(".", "/")
             assert (ROOT / f"{module}.py").is_file() or module == "torch/distributed/run", words
