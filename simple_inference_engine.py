@@ -26,6 +26,7 @@ from inference.requests import (
 )
 from inference.rows import CacheRows, Draft, take_together
 from inference.scoring import score_continuations, score_options
+from inference.texts import answer_ids, option_ids
 from models.language_model import LanguageModel
 
 
@@ -144,6 +145,47 @@ class LoadedModel:
     engine: InferenceEngine
     prompt_format: PromptFormat
     description: str  # what was loaded, in one line
+
+    def score(
+        self, answers: Iterable[tuple[str, str, str]], *, ends: bool = False
+    ) -> Iterator[Score]:
+        """Log-probabilities of given answers, in order: (condition, prompt, answer).
+
+        With `ends`, the token that ends the answer is scored too, as the last one.
+        """
+        encode = self.prompt_format.encode_prompt
+        return self.engine.score_ids(
+            (encode(condition, prompt), answer_ids(self.prompt_format, answer, ends=ends))
+            for condition, prompt, answer in answers
+        )
+
+    def score_options(
+        self, questions: Iterable[tuple[str, str, Sequence[str]]]
+    ) -> Iterator[OptionScores]:
+        """Log-probabilities of options as the first of the answer: (condition, prompt, options).
+
+        An option is a text of one token, such as a letter.
+        """
+        encode = self.prompt_format.encode_prompt
+        return self.engine.score_options_ids(
+            (encode(condition, prompt), option_ids(self.prompt_format, options))
+            for condition, prompt, options in questions
+        )
+
+    def inspect(
+        self, condition: str, prompt: str, answer: str | None = None, *, max_new_tokens: int = 64
+    ) -> Inspection:
+        """The states behind an answer, the given one or the model's own (greedy)."""
+        prompt_ids = self.prompt_format.encode_prompt(condition, prompt)
+        if answer is not None:
+            given = answer_ids(self.prompt_format, answer, ends=False)
+        else:
+            stop_ids = (self.prompt_format.eoa_id,)
+            (own,) = self.engine.generate_ids(
+                [prompt_ids], stop_ids=stop_ids, max_new_tokens=max_new_tokens
+            )
+            given = own.token_ids
+        return self.engine.inspect_ids(prompt_ids, given)
 
 
 def load_model(options: ModelOptions) -> LoadedModel:

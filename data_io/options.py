@@ -8,64 +8,105 @@ from __future__ import annotations
 
 import difflib
 import sys
+import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 OptionsT = TypeVar("OptionsT", bound=BaseModel)
 NOTHING = ("none", "null")
+HELP_COLUMNS, SHOWN_CHARACTERS = 100, 80
 
 
 def parse_options(record: type[OptionsT], arguments: Sequence[str], usage: str) -> OptionsT:
     """The record that the arguments make. `-h` and `--help` print `usage` and every option.
 
-    Lists are written `a,b` or `[a,b]`, an absent value `null`. ValueError names what is wrong.
+    An option is called by its field's alias where there is one (`data.path`). Lists are written
+    `a,b` or `[a,b]`; `null` is no value where the field may have none, and text where it is text.
+    ValueError names what is wrong.
     """
     if any(argument in ("-h", "--help") for argument in arguments):
         print(help_text(record, usage))
         sys.exit(0)
+    known = fields_of(record)
     values: dict[str, Any] = {}
     for argument in arguments:
         key, separator, value = argument.partition("=")
         if not separator:
-            raise ValueError(f"{argument!r} is no option; options are written key=value (--help)")
-        if key not in record.model_fields:
+            raise ValueError(
+                f"{_shortened(argument)} is no option; options are written key=value (--help)"
+            )
+        if key not in known:
             raise ValueError(unknown_option(key, record))
         if key in values:
             raise ValueError(f"{key} is given twice; leave one out")
-        values[key] = _value(record, key, value)
+        values[key] = _value(known[key], key, value)
     try:
         return record.model_validate(values)
     except ValidationError as error:
         raise ValueError(_reasons(error)) from None
 
 
+def with_option(options: OptionsT, key: str, text: str) -> OptionsT:
+    """The same record with another value of one option, read as on a command line."""
+    known = fields_of(type(options))
+    if key not in known:
+        raise ValueError(unknown_option(key, type(options)))
+    values = {**options.model_dump(by_alias=True), key: _value(known[key], key, text)}
+    try:
+        return options.model_validate(values)
+    except ValidationError as error:
+        raise ValueError(_reasons(error)) from None
+
+
+def fields_of(record: type[BaseModel]) -> dict[str, FieldInfo]:
+    """The options of a record by the names that a command line uses."""
+    return {field.alias or name: field for name, field in record.model_fields.items()}
+
+
 def help_text(record: type[BaseModel], usage: str) -> str:
-    """`usage`, then a line for each option: what it is by default, what it means."""
-    width = max(len(name) for name in record.model_fields)
+    """`usage`, then each option: what it means, what it is by default."""
+    known = fields_of(record)
+    width = max(map(len, known)) + 4  # two spaces on each side
     lines = [usage.strip(), "", "options (key=value):"]
-    for name, field in record.model_fields.items():
-        default = "required" if field.is_required() else _shown(field.get_default())
-        lines.append(f"  {name:<{width}}  {field.description or ''} [{default}]")
+    for name, field in known.items():
+        default = (
+            "required"
+            if field.is_required()
+            else _shown(field.get_default(call_default_factory=True, validated_data={}))
+        )
+        lines += textwrap.wrap(
+            f"{field.description or ''} [{default}]".strip(),
+            HELP_COLUMNS,
+            initial_indent=f"  {name}".ljust(width),
+            subsequent_indent=" " * width,
+            break_on_hyphens=False,
+        )
     return "\n".join(lines)
 
 
 def unknown_option(key: str, record: type[BaseModel]) -> str:
     """The message for a key that the record does not have."""
-    near = difflib.get_close_matches(key, record.model_fields, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(record.model_fields)}"
-    return f"unknown option {key!r}{hint}"
+    known = fields_of(record)
+    near = difflib.get_close_matches(key.lstrip("-+~"), known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+    return f"unknown option {_shortened(key)}; {hint}"
 
 
-def _value(record: type[BaseModel], key: str, text: str) -> Any:
-    annotation = record.model_fields[key].annotation
-    kinds = {get_origin(kind) or kind for kind in (annotation, *get_args(annotation))}
+def _value(field: FieldInfo, key: str, text: str) -> Any:
+    kinds = {get_origin(kind) or kind for kind in (field.annotation, *get_args(field.annotation))}
     if type(None) in kinds and text.lower() in NOTHING:
         return None
     if kinds & {list, tuple}:
-        inner = text.removeprefix("[").removesuffix("]")
+        inner = text
+        if text.startswith("[") and text.endswith("]"):
+            inner = text[1:-1]
         return [part.strip() for part in inner.split(",") if part.strip()]
+    if Path in kinds and not text:
+        raise ValueError(f"{key}= names no file or folder")  # Path("") is the working directory
     return text
 
 
@@ -79,6 +120,11 @@ def _shown(value: Any) -> str:
     return str(value) if str(value) else '""'
 
 
+def _shortened(text: str) -> str:
+    """Text of a user within a message of one line."""
+    return repr(text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}...")
+
+
 def _reasons(error: ValidationError) -> str:
     """One line of all that is wrong, by option."""
     reasons = []
@@ -88,7 +134,7 @@ def _reasons(error: ValidationError) -> str:
         if each["type"] == "missing":
             reasons.append(f"{name}=... is required")
         elif name:
-            reasons.append(f"{name}={each['input']}: {message}")
+            reasons.append(f"{name}={_shortened(str(each['input']))[1:-1]}: {message}")
         else:
             reasons.append(message)
     return "; ".join(reasons)

@@ -107,6 +107,12 @@ def find_start(directory: RunDirectory, config: RunConfig) -> Start:
         except (ValueError, OSError) as error:
             damaged.append(str(error))
             continue
+        if not (checkpoint.path / OPTIMIZER).is_dir():
+            raise ValueError(
+                f"{directory.path} holds imported weights and no optimizer state, so there is "
+                "nothing to continue; start a run from it: another checkpoint_path, "
+                f"resume_from={directory.path} weights_only_resume_from_ema=true"
+            )
         _require_same_epochs(stored, config, directory.path)
         is_finished = checkpoint.progress.epoch >= config.epochs
         if is_finished and notes:
@@ -190,7 +196,15 @@ def _start_from(config: RunConfig, notes: list[str]) -> Start:
         raise ValueError(
             f"{checkpoint.path} holds no EMA weights; leave weights_only_resume_from_ema out"
         )
+    has_optimizer = (checkpoint.path / OPTIMIZER).is_dir()
+    if not has_optimizer and not config.weights_only_resume_from_ema:
+        raise ValueError(
+            f"{checkpoint.path} holds no optimizer state: its weights were imported; add "
+            "weights_only_resume_from_ema=true to begin with a fresh optimizer"
+        )
     checkpoint.verify(*((EMA,) if config.weights_only_resume_from_ema else ()))
+    if not has_optimizer:  # nor does its configuration know how it was trained
+        return Start(None, checkpoint, False, tuple(notes))
     before, now = (
         {key: value for key, value in comparable(settings).items() if key not in START_KEYS}
         for settings in (stored, config.model_dump())

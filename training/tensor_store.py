@@ -7,22 +7,29 @@ unpickler that admits only the classes such a file consists of, and entries that
 
 from __future__ import annotations
 
+import io
+import os
 import pickle
+import sys
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any, BinaryIO, cast
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
-from torch.distributed.checkpoint.planner import ReadItem
+from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner, ReadItem
+from torch.futures import Future
 
 METADATA_FILE = ".metadata"
+PIECE_BYTES = 1 << 22  # of a tensor are in memory at a time while it is read
 _ADMITTED = {
     "collections": {"OrderedDict"},
     "torch": {"Size"},
@@ -58,7 +65,11 @@ def write_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def read_tensors_into(folder: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Overwrites `tensors` in place (shards included); ValueError where names or shapes differ."""
+    """Overwrites `tensors` in place (shards included); ValueError where names or shapes differ.
+
+    They may be of another type or on another device: values are converted some at a time, so that
+    hardly any memory is needed beside `tensors`.
+    """
     stored = tensor_shapes(folder)
     missing = sorted(set(tensors) - set(stored))
     if missing:
@@ -127,6 +138,7 @@ class _SafeReader(dcp.FileSystemReader):
             with path.open("rb") as file:
                 metadata = _MetadataUnpickler(file).load()
             _tensor_entries(metadata)
+            _require_files_beside(path, metadata)
         except _DAMAGED as error:
             raise ValueError(
                 f"{path} cannot be read as a checkpoint's metadata: {error}"
@@ -135,6 +147,120 @@ class _SafeReader(dcp.FileSystemReader):
             metadata.storage_meta = StorageMeta()
         metadata.storage_meta.load_id = str(uuid.uuid4())
         return metadata
+
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        staging = torch.empty(PIECE_BYTES, dtype=torch.uint8)  # one for all: freed ones pile up
+        for item in plan.items:
+            if item.type == LoadItemType.BYTE_IO:
+                planner.load_bytes(item, io.BytesIO())
+                continue
+            where = self.storage_data[item.storage_index]
+            target = planner.resolve_tensor(item).detach()
+            with (Path(self.path) / where.relative_path).open("rb") as file:
+                part = _FilePart(file, where.offset, where.length)
+                _StoredTensor.find(part).copy_into(target, item.storage_offsets, staging)
+            planner.commit_tensor(item, target)
+        done: Future[None] = Future()
+        done.set_result(None)
+        return done
+
+
+def _require_files_beside(path: Path, metadata: Metadata) -> None:
+    for where in metadata.storage_data.values():
+        if PurePosixPath(where.relative_path).name != where.relative_path:
+            raise ValueError(
+                f"{path} places a tensor in {where.relative_path!r}, which is no file beside it; "
+                "it may be malicious and was not loaded"
+            )
+
+
+class _FilePart(io.RawIOBase):
+    """`length` bytes of a file from `start` on, as a file."""
+
+    def __init__(self, file: BinaryIO, start: int, length: int) -> None:
+        self._file, self._start, self._length, self._at = file, start, length, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        origin = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._length}[whence]
+        self._at = max(0, origin + offset)
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        wanted = memoryview(buffer)[: max(0, self._length - self._at)]
+        self._file.seek(self._start + self._at)
+        count = self._file.readinto(wanted)  # type: ignore[attr-defined]
+        self._at += count
+        return count
+
+
+@dataclass(frozen=True, slots=True)
+class _StoredTensor:
+    """A tensor as `torch.save` wrote it: a zip archive whose entry data/... has its values."""
+
+    part: _FilePart
+    description: Tensor  # on the meta device: shape, strides and type
+    values_at: int | None  # where its values begin; None: they do not lie there row after row
+
+    @classmethod
+    def find(cls, part: _FilePart) -> _StoredTensor:
+        description = torch.load(cast(IO[bytes], part), map_location="meta", weights_only=True)
+        with zipfile.ZipFile(part) as archive:
+            entries = {entry.filename.partition("/")[2]: entry for entry in archive.infolist()}
+            order = archive.read(entries["byteorder"]) if "byteorder" in entries else b"little"
+        values = [entry for name, entry in entries.items() if name.startswith("data/")]
+        is_plain = len(values) == 1 and values[0].compress_type == zipfile.ZIP_STORED
+        is_plain &= order.decode() == sys.byteorder and description.is_contiguous()
+        if not is_plain:
+            return cls(part, description, None)
+        # Before an entry's values come 30 bytes, its name and some padding.
+        part.seek(values[0].header_offset + 26)
+        name_bytes, padding = (int.from_bytes(part.read(2), "little") for _ in range(2))
+        before = description.storage_offset() * description.element_size()
+        return cls(part, description, values[0].header_offset + 30 + name_bytes + padding + before)
+
+    def copy_into(self, target: Tensor, offsets: Sequence[int], staging: Tensor) -> None:
+        """The values from `offsets` on in each dimension to all of `target`, by way of `staging`.
+
+        `staging` is bytes, as many as are in memory at a time (or one row, if that is more).
+        """
+        if self.values_at is None or not self.description.dim():
+            self.part.seek(0)
+            stored = torch.load(cast(IO[bytes], self.part), map_location="cpu", weights_only=True)
+            target.copy_(_narrowed(stored, offsets, target.shape))
+            return
+        if not target.numel():
+            return
+        row_bytes = self.description[:1].nbytes
+        if row_bytes > len(staging):
+            staging = torch.empty(row_bytes, dtype=torch.uint8)
+        step = len(staging) // row_bytes
+        for first in range(0, len(target), step):
+            rows = target[first : first + step]
+            piece = staging[: len(rows) * row_bytes]
+            self._read(piece, self.values_at + (offsets[0] + first) * row_bytes)
+            values = piece.view(self.description.dtype).view(-1, *self.description.shape[1:])
+            rows.copy_(_narrowed(values, (0, *offsets[1:]), rows.shape))
+
+    def _read(self, into: Tensor, start: int) -> None:
+        self.part.seek(start)
+        left = into.numpy().data
+        while left:
+            count = self.part.readinto(left)
+            if not count:
+                raise ValueError("the file ends in the middle of a tensor")
+            left = left[count:]
+
+
+def _narrowed(tensor: Tensor, offsets: Sequence[int], sizes: Sequence[int]) -> Tensor:
+    for dim, (offset, size) in enumerate(zip(offsets, sizes, strict=True)):
+        tensor = tensor.narrow(dim, offset, size)
+    return tensor
 
 
 class _TensorPlanner(dcp.DefaultLoadPlanner):
