@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from data_io.prompt_format import PromptFormat
+from inference.decoding import pick_decode_mode
 from inference.inspection import Inspection, inspect_prompt
 from inference.model_folder import ModelOptions, open_model
 from inference.requests import (
@@ -26,6 +27,7 @@ from inference.requests import (
 )
 from inference.rows import CacheRows, Draft, take_together
 from inference.scoring import score_continuations, score_options
+from inference.stop_texts import StopTexts
 from inference.texts import answer_ids, option_ids
 from models.language_model import LanguageModel
 
@@ -36,7 +38,16 @@ class InferenceEngine:
     Tokens are the same whatever else is in the batch, up to ties in the last bits of the logits.
     """
 
-    def __init__(self, model: LanguageModel, *, max_context: int, max_rows: int = 64) -> None:
+    def __init__(
+        self,
+        model: LanguageModel,
+        *,
+        max_context: int,
+        max_rows: int = 64,
+        decode: str = "eager",
+    ) -> None:
+        """`decode`: eager, or with static shapes compiled or cuda_graph, for a model whose weights
+        stay where they are; auto: cuda_graph on CUDA, else eager."""
         if max_context < 2:
             raise ValueError(
                 f"{max_context=} has no room for a prompt and an answer; use 2 or more"
@@ -46,6 +57,8 @@ class InferenceEngine:
         self.model = model
         self.max_context = max_context
         self.max_rows = max_rows
+        self.decode = pick_decode_mode(decode, model.lm_head.weight.device)
+        self._kept_rows: CacheRows | None = None  # with what was compiled or captured for them
 
     def generate(
         self,
@@ -61,11 +74,19 @@ class InferenceEngine:
         An answer ends before the first of `stop_texts` that comes up in it. Prompt i is sampled
         with a seed of its own, made of `sampling.seed` and i.
         """
-        encoded = (prompt_format.encode_prompt(condition, text) for condition, text in prompts)
-        stop_ids = (prompt_format.eoa_id,)
-        answers = self.generate_ids(encoded, stop_ids=stop_ids, max_new_tokens=max_new_tokens)
-        for answer in answers:
-            text = prompt_format.decode(answer.token_ids)
+        stops = StopTexts(stop_texts, prompt_format.decode)
+        asked = (
+            Request(
+                prompt_format.encode_prompt(condition, text),
+                max_new_tokens=max_new_tokens,
+                sampling=sampling.for_prompt(index),
+                stop_ids=frozenset((prompt_format.eoa_id,)),
+                is_complete=stops.are_in if stop_texts else None,
+            )
+            for index, (condition, text) in enumerate(prompts)
+        )
+        for answer in self._answers(asked):
+            text = stops.cut(prompt_format.decode(answer.token_ids))
             yield TextAnswer(answer.index, text, answer.finish_reason)
 
     def generate_ids(
@@ -79,30 +100,56 @@ class InferenceEngine:
         """Answers prompts of token ids, each as soon as it is finished.
 
         An answer has at most `max_new_tokens` tokens and ends where the context does. A prompt that
-        fills the context is answered with `prompt_too_long`.
+        fills the context is answered with `prompt_too_long`. Prompt i is sampled with a seed of its
+        own, made of `sampling.seed` and i.
         """
-        if max_new_tokens is not None and max_new_tokens < 1:
-            raise ValueError(f"{max_new_tokens=} generates nothing; use 1 or more")
-        batch = CacheRows(self.model, self.max_rows, frozenset(stop_ids))
-        waiting = self._drafts(prompts, max_new_tokens)
-        while True:
-            taken = list(take_together(waiting, batch.num_rows_to_fill()))
-            if taken:
-                yield from (draft.answer() for draft in taken if draft.finish_reason)
-                batch.prefill([draft for draft in taken if not draft.finish_reason])
-            elif batch.drafts:
-                batch.decode()
-            else:
-                return
-            yield from (draft.answer() for draft in batch.take_finished())
+        stops = frozenset(stop_ids)
+        requests = (
+            Request(
+                prompt,
+                max_new_tokens=max_new_tokens,
+                sampling=sampling.for_prompt(index),
+                stop_ids=stops,
+            )
+            for index, prompt in enumerate(prompts)
+        )
+        return self._answers(requests)
 
     def stream(self, requests: Iterable[Request]) -> Iterator[Token | Answer]:
         """Answers requests token by token; an `Answer` ends each of them.
 
         Requests are taken from the iterable only when there is a row for them, so they may come
-        from a queue. Tokens of different requests alternate; a stop token is not reported.
+        from a queue. Tokens of different requests alternate; a stop token is not reported. Closing
+        the iterator gives up what is unfinished.
         """
-        raise NotImplementedError
+        rows = self._take_rows()
+        waiting = self._drafts(requests)
+        try:
+            while True:
+                taken = list(take_together(waiting, rows.num_rows_to_fill()))
+                if taken:
+                    yield from (draft.answer() for draft in taken if draft.finish_reason)
+                    added = rows.prefill([draft for draft in taken if not draft.finish_reason])
+                elif rows.drafts:
+                    added = rows.decode()
+                else:
+                    return
+                yield from [draft.newest() for draft in added]
+                yield from (draft.answer() for draft in rows.take_finished())
+        finally:
+            self._give_back(rows)
+
+    def _answers(self, requests: Iterable[Request]) -> Iterator[Answer]:
+        return (event for event in self.stream(requests) if isinstance(event, Answer))
+
+    def _take_rows(self) -> CacheRows:
+        rows, self._kept_rows = self._kept_rows, None
+        return rows or CacheRows(self.model, self.max_rows, self.decode)
+
+    def _give_back(self, rows: CacheRows) -> None:
+        rows.clear()
+        if self.decode != "eager":  # an eager one would but keep its memory
+            self._kept_rows = rows
 
     def score_ids(self, pairs: Iterable[tuple[Sequence[int], Sequence[int]]]) -> Iterator[Score]:
         """Log-probabilities of given continuations, in order: (prompt ids, continuation ids)."""
@@ -121,21 +168,31 @@ class InferenceEngine:
         """The states of one prompt (and a given answer) after every application of a stack."""
         return inspect_prompt(self.model, prompt_ids, answer_ids, max_context=self.max_context)
 
-    def _drafts(
-        self, prompts: Iterable[Sequence[int]], max_new_tokens: int | None
-    ) -> Iterator[Draft]:
+    def _drafts(self, requests: Iterable[Request]) -> Iterator[Draft]:
         vocab_size = len(self.model.lm_head.weight)
-        for index, prompt in enumerate(prompts):
-            if not prompt or min(prompt) < 0 or max(prompt) >= vocab_size:
-                raise ValueError(
-                    f"prompt {index} must be one or more token ids from 0 to {vocab_size - 1}, "
-                    f"but is {list(prompt)[:16]} ({len(prompt)} tokens)"
-                )
-            budget = min(self.max_context - len(prompt), max_new_tokens or self.max_context)
-            draft = Draft(index, prompt, budget)
+        for index, request in enumerate(requests):
+            _check_request(index, request, vocab_size)
+            num_left = self.max_context - len(request.prompt_ids)
+            budget = min(num_left, request.max_new_tokens or self.max_context)
+            draft = Draft(index, request, budget)
             if budget < 1:
                 draft.finish_reason = "prompt_too_long"
             yield draft
+
+
+def _check_request(index: int, request: Request, vocab_size: int) -> None:
+    prompt = request.prompt_ids
+    if not len(prompt) or min(prompt) < 0 or max(prompt) >= vocab_size:
+        raise ValueError(
+            f"prompt {index} must be one or more token ids from 0 to {vocab_size - 1}, "
+            f"but is {list(prompt)[:16]} ({len(prompt)} tokens)"
+        )
+    if request.max_new_tokens is not None and request.max_new_tokens < 1:
+        raise ValueError(
+            f"max_new_tokens={request.max_new_tokens} generates nothing; use 1 or more"
+        )
+    if request.top_tokens < 0:
+        raise ValueError(f"top_tokens={request.top_tokens} must be 0 (none) or more")
 
 
 @dataclass(frozen=True, slots=True)

@@ -230,12 +230,6 @@ def was_cut(answer: Answer, limit: int | None) -> str | None:
     return f"cut off after {len(answer.token_ids):,} tokens: {reason}"
 
 
-def row_seed(seed: int, index: int) -> int:
-    """The seed of one question among many: its answer is the same whichever others are asked."""
-    digest = hashlib.blake2b(f"{seed} {index}".encode(), digest_size=7).digest()
-    return int.from_bytes(digest, "big")
-
-
 def weights_fingerprint(model: nn.Module) -> str:
     """Tells a model's weights from others by a few values of each tensor."""
     digest = hashlib.sha256()

@@ -121,7 +121,7 @@ def _heat_map(table: CycleTable) -> Iterator[str]:
     yield '<span class="mean note">mean</span>'
     for number, (name, write) in enumerate(table.states):
         kind = _kind(table, name)
-        yield f'<span class="row{kind}"><i></i>{escape(name)} {write}</span>'
+        yield f'<span class="row{kind}"><i></i>{escape(name)}_{write}</span>'
         for column, probability in enumerate(table.probabilities[number]):
             token = table.tokens[column]
             said, its_probability = table.likely[number][column][0]
@@ -160,7 +160,7 @@ def _panels(table: CycleTable) -> Iterator[str]:
         yield '<div class="top">'
         for number, (name, write) in enumerate(table.states):
             kind = _kind(table, name)
-            yield f'<div class="row{kind}">{escape(name)} {write}</div>'
+            yield f'<div class="row{kind}">{escape(name)}_{write}</div>'
             for said, probability in table.likely[number][column]:
                 same = ' class="same"' if said == token else ""
                 yield (

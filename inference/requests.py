@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 # stop: a stop token or stop text came; length: the budget is used up; prompt_too_long: the prompt
 # fills the context, so nothing was generated
 FinishReason = Literal["stop", "length", "prompt_too_long"]
+
+# SplitMix64 (Steele, Lea, Flood 2014): a counter with this step, and the mixing of its values.
+WORD = (1 << 64) - 1
+STEP = 0x9E3779B97F4A7C15
+MIXING = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1))  # shift, factor
+
+
+def mixed_bits(word: int) -> int:
+    """64 bits that depend on every bit of `word`; a bijection."""
+    for shift, factor in MIXING:
+        word = (word ^ (word >> shift)) * factor & WORD
+    return word
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +52,14 @@ class Sampling:
             raise ValueError(
                 f"top_p={self.top_p} must be above 0 and at most 1 (1: all tokens), e.g. 0.95"
             )
+
+    def for_prompt(self, index: int) -> Sampling:
+        """The same with a seed of its own for prompt `index` of several.
+
+        Seeds that are neighbours share no prompt's seed, but by chance (1 in 2^63).
+        """
+        counter = mixed_bits(self.seed & WORD) + STEP * (index + 1)
+        return replace(self, seed=mixed_bits(counter & WORD) >> 1)
 
 
 GREEDY = Sampling()

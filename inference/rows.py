@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
 import torch
 from torch import Tensor
 
-from inference.requests import Answer, FinishReason
-from inference.sampling import next_tokens
+from inference.decoding import Decoder, row_kernel
+from inference.requests import Answer, FinishReason, Request, Token
+from inference.sampling import SampledRows, likely_tokens, next_tokens
 from models.batch import PackedLayout
 from models.language_model import LanguageModel
 
@@ -24,22 +25,31 @@ class Draft:
     """An answer in the making."""
 
     index: int
-    prompt: Sequence[int]
+    request: Request
     budget: int  # tokens that it may have
     token_ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+    probability: float | None = None  # of the newest token, where the request wants to know
+    likely: tuple[tuple[int, float], ...] = ()
 
     @property
     def num_tokens(self) -> int:
-        return len(self.prompt) + len(self.token_ids)
+        return len(self.request.prompt_ids) + len(self.token_ids)
 
-    def add(self, token: int, stop_ids: Collection[int]) -> None:
-        if token in stop_ids:
+    def add(self, token: int) -> bool:
+        """Takes the next token; whether it belongs to the answer."""
+        if token in self.request.stop_ids:
             self.finish_reason = "stop"
-            return
+            return False
         self.token_ids.append(token)
-        if len(self.token_ids) == self.budget:
+        if self.request.is_complete is not None and self.request.is_complete(self.token_ids):
+            self.finish_reason = "stop"
+        elif len(self.token_ids) == self.budget:
             self.finish_reason = "length"
+        return True
+
+    def newest(self) -> Token:
+        return Token(self.index, self.token_ids[-1], self.probability, self.likely)
 
     def answer(self) -> Answer:
         assert self.finish_reason is not None
@@ -52,12 +62,18 @@ class CacheRows:
     The rows in use are always the first ones, so that what is finished costs nothing.
     """
 
-    def __init__(self, model: LanguageModel, max_rows: int, stop_ids: Collection[int]) -> None:
+    def __init__(self, model: LanguageModel, max_rows: int, decode: str = "eager") -> None:
         self.drafts: list[Draft] = []
         self._model = model
         self._max_rows = max_rows
-        self._stop_ids = stop_ids
-        self._cache = model.new_cache(max_rows, FIRST_CACHE_LENGTH)
+        kernel = row_kernel(model) if decode == "eager" and max_rows > 1 else None
+        self._cache = model.new_cache(max_rows, FIRST_CACHE_LENGTH, kernel)
+        self._decoder = Decoder(model, self._cache, decode)
+        self._sampled: SampledRows | None = None
+
+    def clear(self) -> None:
+        """Forgets the answers in the making; their rows are free."""
+        self.drafts.clear()
 
     def num_rows_to_fill(self) -> int:
         """How many prompts to prefill now; 0 while too few rows are free to be worth a pass."""
@@ -65,46 +81,66 @@ class CacheRows:
         return num_free if num_free * REFILL_SHARE >= self._max_rows else 0
 
     @torch.no_grad()
-    def prefill(self, drafts: Sequence[Draft]) -> None:
-        """Adds new drafts, packed in one row, and finds their first tokens."""
+    def prefill(self, drafts: Sequence[Draft]) -> list[Draft]:
+        """Adds new drafts, packed in one row, and finds their first tokens.
+
+        Returns those whose token belongs to the answer, as `decode` does.
+        """
         if not drafts:
-            return
-        prompt_lens = [len(draft.prompt) for draft in drafts]
-        self._cache.reserve(max(prompt_lens))
+            return []
+        prompt_lens = [draft.num_tokens for draft in drafts]
+        self._decoder.reserve(max(prompt_lens))
         device = self._cache.lengths.device
         # The whole prompt is the prefix.
         prefix_lens = torch.tensor(prompt_lens, dtype=torch.int32)
         layout = PackedLayout.from_lengths(prefix_lens, torch.zeros_like(prefix_lens), len(drafts))
+        tokens = [token for draft in drafts for token in draft.request.prompt_ids]
         first_row = len(self.drafts)
         hidden = self._model.prefill(
-            torch.tensor([token for draft in drafts for token in draft.prompt], device=device),
+            torch.tensor(tokens, device=device),
             torch.cat([torch.arange(length) for length in prompt_lens]).to(device),
             layout.map_vectors(lambda vector: vector.to(device)),
             self._cache,
             torch.arange(first_row, first_row + len(drafts), device=device),
         )  # [T, D]
-        self.drafts.extend(drafts)
         last_tokens = (layout.cu_seqlens[1:] - 1).to(device)
-        self._add_tokens(hidden.index_select(0, last_tokens), drafts)
+        logits = self._model.logits(hidden.index_select(0, last_tokens))
+        self.drafts.extend(drafts)
+        self._sampled = self._sampled_rows(self.drafts)
+        return self._add_tokens(logits, drafts, self._sampled_rows(drafts))
 
     @torch.no_grad()
-    def decode(self) -> None:
+    def decode(self) -> list[Draft]:
         """Adds one token to every draft."""
-        self._cache.reserve(max(draft.num_tokens for draft in self.drafts))
+        num_columns = max(draft.num_tokens for draft in self.drafts)
+        self._decoder.reserve(num_columns)
         newest = [draft.token_ids[-1] for draft in self.drafts]
         tokens = torch.tensor(newest, device=self._cache.lengths.device)
-        self._add_tokens(self._model.decode(tokens, self._cache), self.drafts)
+        logits = self._decoder.logits(tokens, num_columns)
+        return self._add_tokens(logits, self.drafts, self._sampled)
 
-    def _add_tokens(self, hidden: Tensor, drafts: Sequence[Draft]) -> None:
-        tokens = next_tokens(self._model.logits(hidden))
+    def _sampled_rows(self, drafts: Sequence[Draft]) -> SampledRows | None:
+        settings = [draft.request.sampling for draft in drafts]
+        return SampledRows.of(settings, self._cache.lengths.device)
+
+    def _add_tokens(
+        self, logits: Tensor, drafts: Sequence[Draft], sampled: SampledRows | None
+    ) -> list[Draft]:
+        numbers = None
+        if sampled is not None:
+            numbers = torch.tensor([len(draft.token_ids) for draft in drafts]).to(logits.device)
+        tokens = next_tokens(logits, sampled, numbers)
+        _note_likely(logits, tokens, drafts)
         # sync: which answers are finished is decided on the host.
-        for draft, token in zip(drafts, tokens.tolist(), strict=True):
-            draft.add(token, self._stop_ids)
+        added = zip(drafts, tokens.tolist(), strict=True)
+        return [draft for draft, token in added if draft.add(token)]
 
     @torch.no_grad()
     def take_finished(self) -> list[Draft]:
         """Removes the finished drafts, and moves the last ones into the rows that they leave."""
         finished = [draft for draft in self.drafts if draft.finish_reason]
+        if not finished:
+            return []
         num_left = len(self.drafts) - len(finished)
         holes = [row for row in range(num_left) if self.drafts[row].finish_reason]
         movers = [
@@ -114,7 +150,20 @@ class CacheRows:
         for source, target in zip(movers, holes, strict=True):
             self.drafts[target] = self.drafts[source]
         del self.drafts[num_left:]
+        self._sampled = self._sampled_rows(self.drafts)
         return finished
+
+
+def _note_likely(logits: Tensor, tokens: Tensor, drafts: Sequence[Draft]) -> None:
+    """Writes into the drafts whose requests want it how likely their next tokens are."""
+    rows = [row for row, draft in enumerate(drafts) if draft.request.top_tokens]
+    if not rows:
+        return
+    num_likely = max(drafts[row].request.top_tokens for row in rows)
+    of_chosen, likely = likely_tokens(logits[rows], tokens[rows], num_likely)
+    for row, probability, tops in zip(rows, of_chosen, likely, strict=True):
+        drafts[row].probability = probability
+        drafts[row].likely = tuple(tops[: drafts[row].request.top_tokens])
 
 
 def take_together(waiting: Iterator[Draft], num_rows: int) -> Iterator[Draft]:
@@ -122,6 +171,6 @@ def take_together(waiting: Iterator[Draft], num_rows: int) -> Iterator[Draft]:
     num_tokens = 0
     for draft in islice(waiting, num_rows):
         yield draft
-        num_tokens += len(draft.prompt)
+        num_tokens += len(draft.request.prompt_ids)
         if num_tokens >= PREFILL_TOKENS:
             return

@@ -86,7 +86,7 @@ def open_run(
 
 def _arch(run: Path, settings: Mapping[str, Any]) -> NetConfig:
     name = settings.get("name")
-    if name in REFERENCE_NETS or ("head" in settings and f"baselines.{name}" in REFERENCE_NETS):
+    if name in REFERENCE_NETS:
         raise ValueError(
             f"{run} was written by the original trainer (arch.name={name}); python -m "
             f"conversion.convert_from_reference --ckpt_path {run} --out_dir ... makes a run "

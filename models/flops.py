@@ -6,7 +6,7 @@ Multiply and add count as two. Norms, gates and the embedding are left out, as i
 
 from __future__ import annotations
 
-from models.transformer import NetConfig
+from models.transformer import NetConfig, StackConfig
 
 
 def core_parameters(config: NetConfig) -> int:
@@ -30,8 +30,21 @@ def training_flops_per_token(
     stacks = config.stacks()
     flops = 6.0 * config.hidden_size * vocab_size
     for application in config.applications(backprop_steps):
-        stack = stacks[application.stack]
-        attention = 4 * stack.hidden_size * mean_keys * stack.n_layers
-        forward = 2 * stack.num_parameters + attention
+        forward = _application_flops(stacks[application.stack], mean_keys)
         flops += forward * (3 if application.keeps_gradient else 1)
     return flops
+
+
+def forward_flops_per_token(config: NetConfig, vocab_size: int, *, mean_keys: float) -> float:
+    """FLOPs of a pass without gradient per token whose logits are wanted (a decoded one)."""
+    stacks = config.stacks()
+    core = sum(
+        _application_flops(stacks[application.stack], mean_keys)
+        for application in config.applications()
+    )
+    return core + 2.0 * config.hidden_size * vocab_size
+
+
+def _application_flops(stack: StackConfig, mean_keys: float) -> float:
+    attention = 4 * stack.hidden_size * mean_keys * stack.n_layers
+    return 2 * stack.num_parameters + attention

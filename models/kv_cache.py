@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -19,50 +20,91 @@ from models.batch import PackedLayout
 from models.transformer import StackConfig
 
 
+class RowKernel(Protocol):
+    """A kernel for one new token a row that wants the cache laid out for itself.
+
+    `block` tokens lie side by side: caches of one layer are [B + 1, L / block, H, K, block].
+    """
+
+    block: int
+
+    def attend(
+        self,
+        new: tuple[Tensor, Tensor, Tensor],
+        keys: Tensor,
+        values: Tensor,
+        positions: Tensor,
+    ) -> Tensor:
+        """Writes key and value of `new` = (query, key, value), each [B, H, K], at `positions` [B]
+        of the first B rows, and mixes what the rows hold up to there: [B, H, K]."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class LayerCaches:
     """The caches of all layers of one application."""
 
-    keys: Tensor  # [layers, B + 1, L, H, K]; the last row takes what belongs nowhere (padding)
+    # [layers, B + 1, L, H, K], or with a `RowKernel` [layers, B + 1, L / block, H, K, block];
+    # the last row takes what belongs nowhere (padding)
+    keys: Tensor
     values: Tensor  # the same
 
 
 @dataclass(frozen=True, slots=True)
 class PrefillTarget:
-    """Where each token of a packed row goes in the cache."""
+    """Where each token of a packed row goes in the cache of a layer."""
 
-    rows: Tensor  # [T] int64
-    columns: Tensor  # [T] int64
+    index: tuple[Any, ...]  # picks [T, H, K] there
 
 
 @dataclass(frozen=True, slots=True)
 class DecodeStep:
     """One more token in each of the first B rows of the cache."""
 
-    rows: Tensor  # [B] int64: 0, 1, ..., B - 1
     positions: Tensor  # [B] int64: where the token goes
-    visible: Tensor  # [B, 1, 1, columns] bool: what it sees, itself included
+    rows: Tensor  # [B] int64: 0, 1, ..., B - 1
+    # [B, 1, 1, num_columns]: 0 where it sees, itself included, else minus infinity; a RowKernel
+    # needs none
+    mask: Tensor | None
     num_columns: int
 
 
 class KVCache:
     """`lengths` [B] int32 tokens per row, and one `LayerCaches` per application, in order."""
 
-    def __init__(self, lengths: Tensor, applications: Sequence[LayerCaches]) -> None:
+    def __init__(
+        self,
+        lengths: Tensor,
+        applications: Sequence[LayerCaches],
+        kernel: RowKernel | None = None,
+    ) -> None:
         self.lengths = lengths
+        self.kernel = kernel
+        self._block = kernel.block if kernel else 1
         self._applications = list(applications)
 
     @classmethod
     def empty(
-        cls, stacks: Sequence[StackConfig], num_rows: int, max_length: int, *, like: Tensor
+        cls,
+        stacks: Sequence[StackConfig],
+        num_rows: int,
+        max_length: int,
+        *,
+        like: Tensor,
+        kernel: RowKernel | None = None,
     ) -> KVCache:
         """An empty cache on the device and in the type of `like`; `stacks`: one an application."""
         applications = []
         for stack in stacks:
-            shape = (stack.n_layers, num_rows + 1, max_length, stack.num_heads, stack.head_size)
-            keys = torch.zeros(shape, dtype=like.dtype, device=like.device)
+            shape: tuple[int, ...] = (max_length, stack.num_heads, stack.head_size)
+            if kernel:
+                shape = (-(-max_length // kernel.block), *shape[1:], kernel.block)
+            keys = torch.zeros(
+                (stack.n_layers, num_rows + 1, *shape), dtype=like.dtype, device=like.device
+            )
             applications.append(LayerCaches(keys, torch.zeros_like(keys)))
-        return cls(torch.zeros(num_rows, dtype=torch.int32, device=like.device), applications)
+        lengths = torch.zeros(num_rows, dtype=torch.int32, device=like.device)
+        return cls(lengths, applications, kernel)
 
     @property
     def num_rows(self) -> int:
@@ -70,23 +112,25 @@ class KVCache:
 
     @property
     def max_length(self) -> int:
-        return self._applications[0].keys.shape[2]
+        return self._applications[0].keys.shape[2] * self._block
 
     def layers(self, application: int) -> LayerCaches:
         return self._applications[application]
 
-    def reserve(self, length: int) -> None:
-        """Makes room for rows of `length` tokens, keeping what they hold.
+    def reserve(self, length: int) -> bool:
+        """Makes room for rows of `length` tokens, keeping what they hold; whether it had to.
 
         It at least doubles, so that a cache grown token by token copies each but a few times.
         """
         if length <= self.max_length:
-            return
-        added = (0, 0, 0, 0, 0, max(length - self.max_length, self.max_length))  # K, H, L
+            return False
+        added = -(-max(length - self.max_length, self.max_length) // self._block)
         for application, layers in enumerate(self._applications):
+            padding = (0, 0) * (layers.keys.dim() - 3) + (0, added)  # from the last dimension on
             self._applications[application] = LayerCaches(
-                F.pad(layers.keys, added), F.pad(layers.values, added)
+                F.pad(layers.keys, padding), F.pad(layers.values, padding)
             )
+        return True
 
     def move_rows(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Overwrites the rows `targets` with the rows `sources`; no row is in both."""
@@ -97,6 +141,7 @@ class KVCache:
         target = torch.tensor(targets, device=self.lengths.device)
         self.lengths[target] = self.lengths[source]
         longest = int(self.lengths[source].amax())  # sync: what lies beyond need not be copied
+        longest = -(-longest // self._block)
         for layers in self._applications:
             for tensor in (layers.keys[:, :, :longest], layers.values[:, :, :longest]):
                 tensor[:, target] = tensor[:, source]
@@ -117,26 +162,47 @@ class KVCache:
         token_rows[:num_tokens] = used_rows.repeat_interleave(
             seq_lens.long(), output_size=num_tokens
         )
-        return PrefillTarget(token_rows, positions.long())
+        columns = positions.long()
+        if self.kernel is None:
+            return PrefillTarget((token_rows, columns))
+        whole = slice(None)
+        offsets = columns % self._block
+        return PrefillTarget((token_rows, columns // self._block, whole, whole, offsets))
 
-    def start_decode(self, num_rows: int) -> DecodeStep:
-        """Counts one more token in each of the first `num_rows` rows, and says where it goes."""
+    def start_decode(self, num_rows: int, num_columns: int | None = None) -> DecodeStep:
+        """Counts one more token in each of the first `num_rows` rows, and says where it goes.
+
+        `num_columns` are read of each row: those of the longest with its new token. None: asks the
+        device for it, and refuses rows that are full.
+        """
         positions = self.lengths[:num_rows].long()
-        # sync: the longest row bounds what is read; a static bound would read the whole cache.
-        num_columns = int(positions.amax()) + 1
+        if num_columns is None:
+            num_columns = int(positions.amax()) + 1  # sync: where nobody knows it on the host
         if num_columns > self.max_length:
             raise ValueError(
                 f"a row of the cache is full ({self.max_length} tokens); stop it or make the "
                 "cache longer"
             )
+        return self._step(positions, num_columns)
+
+    def start_static_decode(self, num_rows: int) -> DecodeStep:
+        """The same with shapes that depend on `num_rows` and `max_length` alone, without a sync.
+
+        No row is refused: in one that is full the last token is overwritten.
+        """
+        positions = self.lengths[:num_rows].long().clamp(max=self.max_length - 1)
+        return self._step(positions, self.max_length)
+
+    def _step(self, positions: Tensor, num_columns: int) -> DecodeStep:
+        num_rows, device = len(positions), positions.device
         self.lengths[:num_rows] += 1
-        columns = torch.arange(num_columns, device=positions.device)
-        return DecodeStep(
-            rows=torch.arange(num_rows, device=positions.device),
-            positions=positions,
-            visible=(columns <= positions[:, None])[:, None, None],
-            num_columns=num_columns,
-        )
+        rows = torch.arange(num_rows, device=device)
+        if self.kernel is not None:
+            return DecodeStep(positions, rows, None, num_columns)
+        unseen = torch.arange(num_columns, device=device) > positions[:, None]
+        mask = torch.zeros(unseen.shape, dtype=self._applications[0].keys.dtype, device=device)
+        mask = mask.masked_fill(unseen, float("-inf"))  # a boolean one would be made so each call
+        return DecodeStep(positions, rows, mask[:, None, None], num_columns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,9 +214,8 @@ class PrefillContext:
     target: PrefillTarget
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        where = (self.target.rows, self.target.columns)
-        self.caches.keys[layer].index_put_(where, key)
-        self.caches.values[layer].index_put_(where, value)
+        self.caches.keys[layer][self.target.index] = key
+        self.caches.values[layer][self.target.index] = value
         return self.plan.attend(query, key, value)
 
 
@@ -160,10 +225,13 @@ class DecodingContext:
 
     caches: LayerCaches
     step: DecodeStep
+    kernel: RowKernel | None
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        where = (self.step.rows, self.step.positions)
         keys, values = self.caches.keys[layer], self.caches.values[layer]
+        if self.kernel is not None:
+            return self.kernel.attend((query, key, value), keys, values, self.step.positions)
+        where = (self.step.rows, self.step.positions)
         keys.index_put_(where, key)
         values.index_put_(where, value)
         num_rows = len(self.step.rows)
@@ -171,6 +239,6 @@ class DecodingContext:
             query[:, :, None],  # [B, H, 1, K]
             keys[:num_rows, : self.step.num_columns].transpose(1, 2),  # [B, H, columns, K]
             values[:num_rows, : self.step.num_columns].transpose(1, 2),
-            attn_mask=self.step.visible,
+            attn_mask=self.step.mask,
         )
         return mixed.squeeze(2)

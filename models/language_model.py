@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from models.attention import AttentionBackend, AttentionPlan
 from models.batch import PackedLayout
-from models.kv_cache import DecodingContext, KVCache, PrefillContext
+from models.kv_cache import DecodeStep, DecodingContext, KVCache, PrefillContext, RowKernel
 from models.layers import Linear, Rope
 from models.recurrence import RecurrentCore, StateTrace
 from models.transformer import NetConfig
@@ -41,6 +41,8 @@ class LanguageModel(nn.Module):
             )
         self.config = config
         self.attention = attention
+        self._stacks = dict(config.stacks())  # making the records takes as long as a small layer
+        self._stack_of_each_application = [each.stack for each in config.applications()]
         self.model = RecurrentCore(config, vocab_size)
         self.lm_head = Linear(config.hidden_size, vocab_size, std=config.answer_stack.in_std)
 
@@ -58,7 +60,7 @@ class LanguageModel(nn.Module):
         other nets have theirs in the configuration. `trace` is shown each state as it is written.
         """
         plans = self._plans(layout, len(tokens))
-        contexts = [PackedContext(plans[name]) for name in self._stack_of_each_application()]
+        contexts = [PackedContext(plans[name]) for name in self._stack_of_each_application]
         return self.model(tokens, self._ropes(positions), contexts, backprop_steps, trace)
 
     def prefill(
@@ -78,19 +80,28 @@ class LanguageModel(nn.Module):
         where = cache.start_prefill(layout, positions, cache_rows)
         contexts = [
             PrefillContext(plans[name], cache.layers(application), where)
-            for application, name in enumerate(self._stack_of_each_application())
+            for application, name in enumerate(self._stack_of_each_application)
         ]
         return self.model(tokens, self._ropes(positions), contexts)
 
-    def decode(self, tokens: Tensor, cache: KVCache) -> Tensor:
+    def decode(self, tokens: Tensor, cache: KVCache, num_columns: int | None = None) -> Tensor:
         """One more token for each of the first B cache rows, `tokens` [B] -> hidden [B, D].
 
-        The token is causal: it sees everything before it in its row and itself.
+        The token is causal: it sees everything before it in its row and itself. `num_columns`:
+        tokens of the longest of these rows with the new one, where the caller knows it.
         """
-        step = cache.start_decode(len(tokens))
+        return self._decode(tokens, cache, cache.start_decode(len(tokens), num_columns))
+
+    def decode_static(self, tokens: Tensor, cache: KVCache) -> Tensor:
+        """The same with static shapes, for compiled code and CUDA graphs: nothing waits for the
+        host, and each row is read in the cache's whole length. The caller sees that none is full.
+        """
+        return self._decode(tokens, cache, cache.start_static_decode(len(tokens)))
+
+    def _decode(self, tokens: Tensor, cache: KVCache, step: DecodeStep) -> Tensor:
         contexts = [
-            DecodingContext(cache.layers(application), step)
-            for application, _ in enumerate(self._stack_of_each_application())
+            DecodingContext(cache.layers(application), step, cache.kernel)
+            for application, _ in enumerate(self._stack_of_each_application)
         ]
         return self.model(tokens, self._ropes(step.positions), contexts)
 
@@ -98,25 +109,24 @@ class LanguageModel(nn.Module):
         """[..., D] -> [..., V], in fp32."""
         return self.lm_head(hidden).float()
 
-    def new_cache(self, num_rows: int, max_length: int) -> KVCache:
-        """An empty cache for `num_rows` sequences of at most `max_length` tokens."""
-        weight = self.lm_head.weight
-        stacks = self.config.stacks()
+    def new_cache(self, num_rows: int, max_length: int, kernel: RowKernel | None = None) -> KVCache:
+        """An empty cache for `num_rows` sequences of at most `max_length` tokens.
+
+        With a `kernel` it is laid out for that one, which then decodes.
+        """
         return KVCache.empty(
-            [stacks[name] for name in self._stack_of_each_application()],
+            [self._stacks[name] for name in self._stack_of_each_application],
             num_rows,
             max_length,
-            like=weight,
+            like=self.lm_head.weight,
+            kernel=kernel,
         )
-
-    def _stack_of_each_application(self) -> list[str]:
-        return [application.stack for application in self.config.applications()]
 
     def _plans(self, layout: PackedLayout, num_rows: int) -> dict[str, AttentionPlan]:
         """Attention plans by stack; stacks that attend alike share one."""
         prepared: dict[str, AttentionPlan] = {}
         plans: dict[str, AttentionPlan] = {}
-        for name, stack in self.config.stacks().items():
+        for name, stack in self._stacks.items():
             if stack.attn_type not in prepared:
                 is_causal = stack.attn_type == "causal"
                 seen = layout.as_causal() if is_causal else layout
@@ -128,7 +138,7 @@ class LanguageModel(nn.Module):
         """Rotary positions by stack; stacks that rotate alike share them."""
         made: dict[tuple[int, float], Rope] = {}
         ropes: dict[str, Rope | None] = {}
-        for name, stack in self.config.stacks().items():
+        for name, stack in self._stacks.items():
             if stack.pos_emb_type == "none":
                 ropes[name] = None
                 continue

@@ -14,7 +14,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 
 from data_io.options import parse_options  # noqa: E402
 from inference.answer_file import AnswerFile  # noqa: E402
-from inference.asking import AskOptions, row_seed, weights_fingerprint  # noqa: E402
+from inference.asking import AskOptions, weights_fingerprint  # noqa: E402
 from inference.depth import depth_of  # noqa: E402
 from inference.questions import FileQuestions, Questions, SampledQuestions  # noqa: E402
 from simple_inference_engine import (  # noqa: E402
@@ -142,9 +141,11 @@ def answer_all(
 
     def requests() -> Iterator[Request]:
         for index in pending:
-            sampling = replace(options.sampling, seed=row_seed(options.seed, index))
             yield Request(
-                questions.prompt_ids(index), options.max_output_tokens, sampling, stop_ids
+                questions.prompt_ids(index),
+                options.max_output_tokens,
+                options.sampling.for_prompt(index),
+                stop_ids,
             )
 
     with tqdm(

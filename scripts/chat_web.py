@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import importlib
 import os
+import socket
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape, unescape
@@ -45,22 +47,7 @@ from training.console import refuse  # noqa: E402
 
 INSTALL = "python -m pip install -r requirements-chat.txt"
 DEEPEST = 4  # the sliders of the depth reach so many times the cycles that were trained
-PAGE_STYLE = """
-.gradio-container {max-width: 1500px !important; margin: 0 auto !important}
-#title h1 {font-size: 21px; margin: 0; letter-spacing: -.01em}
-#title p, #note p {margin: 2px 0 0; color: var(--body-text-color-subdued); font-size: 13px}
-#note {min-height: 18px}
-#chat .icon-button-wrapper {display: none}
-#controls {padding: 6px 16px 12px; gap: 2px; background: var(--block-background-fill);
-  border-radius: var(--block-radius); box-shadow: var(--block-shadow)}
-#controls .block {padding: 6px 0; border: none; box-shadow: none; overflow: visible}
-#controls .row, #controls .form {gap: 26px; border: none; box-shadow: none; background: none}
-#controls [data-testid=block-info] {background: none; padding: 0; color: var(--body-text-color);
-  font-weight: 500}
-#controls .min_value, #controls .max_value {display: none}
-#cycles {padding: 18px 22px !important; background: var(--block-background-fill);
-  border-radius: var(--block-radius); box-shadow: var(--block-shadow); min-height: 300px}
-"""
+PAGE_STYLE = (ROOT / "scripts" / "chat_web.css").read_text(encoding="utf-8")
 EMPTY = f"""<div class="cycles"><h3>{TITLE}</h3><p class="why">{MEANING}</p>
 <p class="note">Ask something: the states behind the answer will be here.</p></div>"""
 
@@ -255,6 +242,20 @@ def _controls(gradio: Any, loaded: LoadedModel, options: WebOptions) -> list[Any
     return [condition, seed, temperature, top_p, *cycles, with_history]
 
 
+def free_port(host: str, port: int) -> int:
+    """`port`, or a free one for 0; ValueError where the page cannot listen there."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.create_server((host, port), family=family) as listening:
+            return int(listening.getsockname()[1])
+    except OSError as error:
+        reason = (error.strerror or str(error)).partition(" (while")[0]
+        raise ValueError(
+            f"host={host} port={port}: {reason}; give another port (0: any free one), or another "
+            "host"
+        ) from None
+
+
 def main() -> None:
     """Command line."""
     os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1")
@@ -266,12 +267,13 @@ def main() -> None:
             raise ValueError(
                 f"the page needs gradio ({error}); install it with {INSTALL}"
             ) from None
+        port = free_port(options.host, options.port)
         loaded = load_model(options)
         print(loaded.description, flush=True)
         page = build_page(gradio, loaded, options)
         _, address, public = page.launch(
             server_name=options.host,
-            server_port=options.port,
+            server_port=port,
             share=options.share,
             theme=gradio.themes.Soft(neutral_hue="slate", **FONTS),
             css=PAGE_STYLE + STYLE,
@@ -280,7 +282,7 @@ def main() -> None:
             prevent_thread_lock=True,
         )
         print(f"open {public or address} (Ctrl-C ends)", flush=True)
-        page.block_thread()
+        threading.Event().wait()
     except (ValueError, OSError) as error:
         refuse(str(error))
     except KeyboardInterrupt:

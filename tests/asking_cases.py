@@ -64,6 +64,14 @@ class Done:
     stderr: str
 
 
+def assert_refused(done: Done, *told: str) -> None:
+    assert done.code == 2
+    (line,) = [line for line in done.stderr.splitlines() if line]
+    assert line.startswith("error: ")
+    for text in told:
+        assert text in line
+
+
 class Terminal(io.StringIO):
     """Lines typed at a terminal: the end of them is Ctrl-D."""
 
@@ -98,7 +106,8 @@ class Program:
                 self.main()
             except SystemExit as end:
                 code = int(end.code or 0)
-        return Done(code, *self.capture.readouterr())
+        stdout, stderr = self.capture.readouterr()
+        return Done(code, stdout, stderr)
 
 
 def _next_line(lines: Iterator[str]) -> str:

@@ -11,17 +11,12 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from asking_cases import MAX_CONTEXT, Done, Program, prompt_format, write_run
+from asking_cases import MAX_CONTEXT, Program, assert_refused, write_run
 
-from data_io.byte_tokenizer import write_byte_tokenizer
-from data_io.sampled_format import EpochIndex, TokenizerInfo
-from data_io.sampled_writer import SampledWriter
-from data_io.special_tokens import BOQ, CONDITION_TOKENS, EOA, EOQ
 from inference.answer_file import AnswerFile
 from scripts import answer
-from simple_inference_engine import InferenceEngine, ModelOptions, Request, load_model
+from simple_inference_engine import InferenceEngine, ModelOptions, Request, Sampling, load_model
 
 ROOT = Path(__file__).parent.parent
 LIMIT = "max_output_tokens=6"
@@ -80,14 +75,6 @@ def files_in(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
-def assert_refused(done: Done, *told: str) -> None:
-    assert done.code == 2
-    (line,) = [line for line in done.stderr.splitlines() if line]
-    assert line.startswith("error: ")
-    for text in told:
-        assert text in line
-
-
 def test_every_row_is_answered_in_the_order_of_the_file(
     run: Path, ask: Program, questions: Path, tmp_path: Path
 ) -> None:
@@ -109,6 +96,22 @@ def test_every_row_is_answered_in_the_order_of_the_file(
     assert "have no answer: index 3\n" in done.stdout
     assert "0 of 2 are exactly the truth (0.0%)" in done.stdout
     assert "10/10" in done.stderr and "answers/s" in done.stderr
+
+
+def test_sampled_answers_are_those_of_the_engine(
+    run: Path, ask: Program, questions: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out.jsonl"
+    ask(f"input={questions}", f"output={output}", "temperature=2", "seed=5", LIMIT)
+    lines, loaded = lines_of(output), load_model(ModelOptions(ckpt_path=run))
+    expected = loaded.engine.generate(
+        [(line["condition"], line["prompt"]) for line in lines],
+        loaded.prompt_format,
+        max_new_tokens=6,
+        sampling=Sampling(temperature=2, seed=5),
+    )
+    texts = {each.index: each.text for each in expected}
+    assert [line["answer"] or "" for line in lines] == [texts[index] for index in range(10)]
 
 
 def test_right_answers_are_counted(ask: Program, questions: Path, tmp_path: Path) -> None:
@@ -210,58 +213,6 @@ def test_options_that_do_not_go_together_are_refused(
         ([f"input={questions}"], "output=... is required"),
     ):
         assert_refused(ask(*arguments), told)
-
-
-def write_sampled(folder: Path, rows: list[tuple[str, str, str]], **changes: Any) -> Path:
-    """Sampled data of (condition, prompt, truth) rows."""
-    form = prompt_format()
-    named = {"tokenizer_path": str(folder), "boq": BOQ, "eoq": EOQ, "eoa": EOA, **changes}
-    info = TokenizerInfo(condition_mapping=dict(CONDITION_TOKENS), vocab_size=287, **named)
-    parts = [
-        part
-        for condition, prompt, truth in rows
-        for part in (form.encode_prompt(condition, prompt), form.encode_response(truth))
-    ]
-    lens = np.array([len(part) for part in parts])
-    starts = np.concatenate(([0], lens.cumsum()[:-1]))
-    with SampledWriter(folder, info, max_seq_len=99) as writer:
-        write_byte_tokenizer(writer.staging)
-        writer.add_tokens(np.concatenate(parts))
-        writer.add_epoch(EpochIndex(starts[::2], lens[::2], starts[1::2], lens[1::2]))
-    return folder
-
-
-def test_sampled_data_is_asked_by_its_ids(run: Path, ask: Program, tmp_path: Path) -> None:
-    folder = write_sampled(tmp_path / "data", [("direct", "train row", "x")])
-    rows = [("synth,cot", f"{EOQ} é 1", "a b"), ("direct", "2", "c"), ("cot", "y" * 70, "d")]
-    write_sampled(folder / "held", rows)
-    output = tmp_path / "out.jsonl"
-    done = ask(f"data.path={folder}", "split=held", f"output={output}", LIMIT)
-    assert done.code == 0 and "index 2" in done.stdout
-    lines = lines_of(output)
-    assert [(line["condition"], line["prompt"], line["truth"]) for line in lines] == rows
-    loaded = load_model(ModelOptions(ckpt_path=run))
-    asked = [row[:2] for row in rows[:2]]
-    for expected in loaded.engine.generate(asked, loaded.prompt_format, max_new_tokens=6):
-        assert lines[expected.index]["answer"] == expected.text
-    ask(f"data.path={folder}", "split=train", f"output={tmp_path / 'train.jsonl'}", LIMIT)
-    assert [line["prompt"] for line in lines_of(tmp_path / "train.jsonl")] == ["train row"]
-    for split in ("split=test", "split=../data", "split=null"):
-        done = ask(f"data.path={folder}", split, f"output={tmp_path / 'no.jsonl'}")
-        assert_refused(done, "it has train, held")
-
-
-def test_data_of_another_tokenizer_is_refused(ask: Program, tmp_path: Path) -> None:
-    output = f"output={tmp_path / 'out.jsonl'}"
-    roles = write_sampled(tmp_path / "roles", [("direct", "a", "b")], eoa="<|endoftext|>")
-    assert_refused(ask(f"data.path={roles}", "split=train", output), "eoa is <|endoftext|>")
-    ids = write_sampled(tmp_path / "ids", [("direct", "a", "b")])
-    file = ids / "tokenizer.json"
-    content = json.loads(file.read_text())
-    vocab = content["model"]["vocab"]
-    vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
-    file.write_text(json.dumps(content))
-    assert_refused(ask(f"data.path={ids}", "split=train", output), "'b' in the data, 'a' in")
 
 
 def test_a_line_that_is_none_is_refused_and_kept(tmp_path: Path) -> None:

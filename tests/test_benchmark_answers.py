@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from functools import lru_cache
 from itertools import combinations
 
 import pytest
@@ -15,7 +16,7 @@ from evaluation.benchmarks import drop as drop_module
 from evaluation.benchmarks.aime import AIMEMajorityVoting, pass_at_k
 from evaluation.benchmarks.drop import DROP, FixedShot, digest_of
 from evaluation.benchmarks.gsm8k import GSM8k
-from evaluation.benchmarks.protocol import Item, judge_all
+from evaluation.benchmarks.protocol import Benchmark, Item, judge_all
 
 
 def test_gsm8k_published_and_robust() -> None:
@@ -116,11 +117,12 @@ def test_more_answers_than_items_are_refused() -> None:
         judge_all(GSM8k(), [Item("x", "?", 1)], ["1", "2"])
 
 
-FEW = {
-    name: kind.model_validate({"n": 2} if "n" in kind.model_fields else {})
-    for name, kind in BENCHMARKS.items()
-}
-ITEMS = {name: each.load(golden_mirror()).items for name, each in FEW.items()}
+@lru_cache
+def few(name: str) -> tuple[Benchmark, list[Item]]:
+    """A benchmark and some of its items."""
+    kind = BENCHMARKS[name]
+    benchmark = kind.model_validate({"n": 2} if "n" in kind.model_fields else {})
+    return benchmark, benchmark.load(golden_mirror()).items[:3]
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
@@ -128,18 +130,18 @@ def test_hostile_answers_are_judged(name: str) -> None:
     @given(HOSTILE)
     @settings(max_examples=25, deadline=None, derandomize=True)
     def judge(text: str) -> None:
-        items = ITEMS[name][:3]
-        verdicts = judge_all(FEW[name], items, [text] * len(items))
+        benchmark, items = few(name)
+        verdicts = judge_all(benchmark, items, [text] * len(items))
         assert all(0 <= each.correct <= 1 for each in verdicts)
-        figures = FEW[name].figures(items, verdicts)
-        assert FEW[name].headline in figures.published
+        figures = benchmark.figures(items, verdicts)
+        assert benchmark.headline in figures.published
 
     judge()
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_robust_figures_come_with_a_rule(name: str) -> None:
-    items = ITEMS[name][:2]
-    figures = FEW[name].figures(items, judge_all(FEW[name], items, ["1", "2"]))
-    assert bool(figures.robust) == (FEW[name].robust_rule is not None)
+    benchmark, items = few(name)
+    figures = benchmark.figures(items, judge_all(benchmark, items, ["1", "2"]))
+    assert bool(figures.robust) == (benchmark.robust_rule is not None)
     assert all(figure.endswith("_robust") for figure in figures.robust)

@@ -34,7 +34,7 @@ def test_the_first_level_is_what_training_data_leaves_out() -> None:
 
 @pytest.mark.parametrize("name", TASKS)
 def test_truths_are_right_and_others_wrong_at_every_level(name: str) -> None:
-    benchmark, loaded = load(tasks=[name], n=6)
+    benchmark, loaded = load(tasks=[name], n=6, levels=4)
     items = loaded.items
     assert len(items) == 6 * (1 + len(HARDER.get(name, ())[:4]))
     assert len({item.id for item in items}) == len(items)
@@ -46,7 +46,7 @@ def test_truths_are_right_and_others_wrong_at_every_level(name: str) -> None:
 
 
 def test_harder_levels_are_harder_and_held_apart() -> None:
-    _, loaded = load(tasks=["spell_backward"], n=10)
+    _, loaded = load(tasks=["spell_backward"], n=10, levels=4)
     by_level = [{len(item.prompt) - 4 for item in loaded.items[at : at + 10]} for at in (0, 10, 40)]
     assert max(by_level[0]) <= 5 and by_level[1] == {6} and by_level[2] == {9}
 
@@ -58,7 +58,7 @@ def test_the_same_questions_every_time() -> None:
 
 
 def test_the_curve_falls_where_only_easy_ones_are_answered() -> None:
-    benchmark, loaded = load(tasks=["spell_backward", "ca"], n=30)
+    benchmark, loaded = load(tasks=["spell_backward", "ca"], n=30, levels=4)
     answers = [
         item.truth["response"] if item.truth["difficulty"] <= 5 else "" for item in loaded.items
     ]
@@ -72,6 +72,9 @@ def test_the_curve_falls_where_only_easy_ones_are_answered() -> None:
     assert sum(point.n for point in curve) == len(loaded.items)
     figures = benchmark.figures(loaded.items, verdicts)
     assert figures.published["n"] == 2
+    on_ca = [item.truth["difficulty"] <= 5 for item in loaded.items if item.category == "ca"]
+    assert figures.published["acc_level_0"] == pytest.approx((1 + sum(on_ca) / 30) / 2)
+    assert figures.published["acc_level_1"] == 0 and "acc_level_1" in figures.standard_errors
     assert figures.published["invalid_spell_backward"] == pytest.approx(120 / 150)
 
 

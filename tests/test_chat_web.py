@@ -160,7 +160,7 @@ def test_the_page_has_a_cell_for_each_token_and_state(loaded: LoadedModel) -> No
     html = cycles_html(table_of(loaded, "abc", "de"))
     assert html.count('class="cell') == 8 * 3
     assert html.count('class="panel ') == 3
-    assert html.count(">z_H 2<") == 1 + 3
+    assert html.count("z_H_2<") == 1 + 3
     for tag in ("div", "span", "label", "p", "h3", "h4", "i"):
         assert len(re.findall(rf"<{tag}[ >]", html)) == html.count(f"</{tag}>"), tag
 

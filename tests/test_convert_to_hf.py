@@ -31,7 +31,10 @@ from data_io.prompt_format import PromptFormat
 from training.checkpoint import read_checkpoint
 
 PROMPTS = ["what is 7 times 6?", "rev neon", "a"]
-NATIVE = ("hrm", "trm", "trm_match_recurrence", "hrm causal")
+NATIVE = (
+    *("hrm", "trm", "trm_match_recurrence"),
+    pytest.param("hrm causal", marks=pytest.mark.slow),
+)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +75,8 @@ def test_native_nets_agree_in_transformers(
     source, model, tokenizer = loaded(run), hf_model(folder), hf_tokenizer(folder)
     expected = greedy(source, PROMPTS)
     texts = texts_of(PROMPTS, source.prompt_format)
-    assert generated(model, tokenizer, texts[:1]) == expected[:1]
+    assert generated(model, tokenizer, texts[-1:]) == expected[-1:]
+    assert len(expected[-1]) > 20  # what generate() stops at where nothing else is said
     room = MAX_SEQ_LEN - max(len(tokenizer(text).input_ids) for text in texts)
     assert [each[:room] for each in generated(model, tokenizer, texts)] == [
         each[:room] for each in expected
@@ -118,7 +122,7 @@ def test_with_code_the_pipeline_is_right(run: Path, tmp_path: Path) -> None:
 
     def answers(folder: Path, **settings: Any) -> list[str]:
         pipe = pipeline("text-generation", str(folder), dtype=torch.float32, **settings)
-        made: Any = [pipe(text, return_full_text=False) for text in texts]
+        made: Any = [pipe(text, return_full_text=False, do_sample=False) for text in texts]
         return [each[0]["generated_text"] for each in made]
 
     assert answers(with_code, trust_remote_code=True) == expected
@@ -220,7 +224,8 @@ def test_the_command_line(
     assert told in capsys.readouterr().err
 
 
-def test_wide_heads_and_odd_settings_are_exported(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_odd_settings_are_exported(tmp_path: Path) -> None:
     net = tiny_config("hrm", norm_eps=1e-3, rope_theta=50.0, init_type="megatron", init_std=0.2)
     run = write_run(tmp_path / "run", net)
     folder = exported(run, tmp_path / "out")

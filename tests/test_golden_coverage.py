@@ -18,7 +18,6 @@ TESTS = Path(__file__).parent
 AWAITING = {
     "sft": "issue 6",
     "data_io": "issue 6",
-    "hf": "issue 4",
 }
 
 

@@ -19,7 +19,6 @@ from data_io.prompt_format import PromptFormat
 from data_io.special_tokens import BOQ, CONDITION_TOKENS, EOA, EOQ
 from inference import rows
 from models.batch import PackedLayout
-from models.kv_cache import KVCache
 from models.language_model import LanguageModel
 from simple_inference_engine import Answer, InferenceEngine
 
@@ -51,9 +50,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
         counted.prefill.append(len(tokens))
         return prefill(self, tokens, *where)
 
-    def counting_decode(self: LanguageModel, tokens: Tensor, cache: KVCache) -> Tensor:
+    def counting_decode(self: LanguageModel, tokens: Tensor, *where: Any) -> Tensor:
         counted.decode.append(len(tokens))
-        return decode(self, tokens, cache)
+        return decode(self, tokens, *where)
 
     monkeypatch.setattr(LanguageModel, "prefill", counting_prefill)
     monkeypatch.setattr(LanguageModel, "decode", counting_decode)
@@ -119,7 +118,7 @@ def test_golden_step_logits(golden_inference: Path, monkeypatch: pytest.MonkeyPa
     golden = load_file(golden_inference / "logits.safetensors")
     steps: list[Tensor] = []
 
-    def remember(logits: Tensor) -> Tensor:
+    def remember(logits: Tensor, *_: object) -> Tensor:
         steps.extend(logits)
         return logits.argmax(-1)
 

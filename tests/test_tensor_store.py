@@ -14,6 +14,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
+from training import tensor_store
 from training.tensor_store import (
     METADATA_FILE,
     read_tensors,
@@ -66,6 +67,31 @@ def test_only_what_is_wanted_is_read(tmp_path: Path) -> None:
     wanted = {"buffer": torch.zeros(4).bfloat16()}
     read_tensors_into(written(tmp_path / "store", tensors), wanted)
     torch.testing.assert_close(wanted["buffer"], tensors["buffer"], atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("piece_bytes", [1, 16, 1 << 20])
+def test_values_are_converted_piece_by_piece(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece_bytes: int
+) -> None:
+    monkeypatch.setattr(tensor_store, "PIECE_BYTES", piece_bytes)
+    tensors = {**some_tensors(), "nothing": torch.empty(2, 0), "part": torch.randn(9, 4)[3:7]}
+    folder = written(tmp_path / "store", tensors)
+    wanted = {name: torch.zeros_like(t, dtype=torch.float64) for name, t in tensors.items()}
+    wanted["weight"] = torch.zeros(5, 3, dtype=torch.bfloat16)
+    read_tensors_into(folder, wanted)
+    for name, tensor in tensors.items():
+        assert torch.equal(wanted[name], tensor.to(wanted[name].dtype)), name
+
+
+def test_a_tensor_in_a_file_elsewhere_is_refused(tmp_path: Path) -> None:
+    folder = written(tmp_path / "store", {"weight": torch.ones(2)})
+    data_file(folder).rename(tmp_path / "elsewhere.distcp")
+    metadata = dcp.FileSystemReader(folder).read_metadata()
+    for where in metadata.storage_data.values():
+        where.relative_path = "../elsewhere.distcp"
+    (folder / METADATA_FILE).write_bytes(pickle.dumps(metadata))
+    with pytest.raises(ValueError, match=r"in '../elsewhere.distcp', which is no file beside it"):
+        read_tensors(folder)
 
 
 def test_names_and_shapes_are_known_without_the_data(tmp_path: Path) -> None:

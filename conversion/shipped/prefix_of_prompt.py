@@ -74,6 +74,13 @@ class FindsPrefix:
             kwargs["prefix_mask"] = prefix
         return super().generate(inputs, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
 
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
+        """ValueError: transformers' continuous batching reads every prompt causally."""
+        raise ValueError(
+            "continuous batching would read the prompt causally, and its answers would be others; "
+            "use generate on a left-padded batch"
+        )
+
     def find_prefix(
         self,
         input_ids: Tensor | None,

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import NonNegativeInt, PositiveInt
 
-from evaluation.benchmarks.averages import macro_figures
+from evaluation.benchmarks.averages import known, macro_figures
 from evaluation.benchmarks.protocol import (
     Benchmark,
     DataSource,
@@ -32,7 +32,7 @@ from evaluation.reasoning_tasks import (
     scored_row,
     task_named,
 )
-from evaluation.scoring import last_box, mean, standard_error
+from evaluation.scoring import last_box, macro_standard_error, mean, standard_error
 from evaluation.verifier import VerifierStoppedError, shared_verifier
 
 # Harder than the training data: options of reasoning_gym's data sets, one pair per level.
@@ -82,7 +82,7 @@ class ReasoningGym(Benchmark):
 
     subset: Literal["short", "questions"] = "short"
     tasks: tuple[str, ...] = ()  # none: DEFAULT_TASKS, or QUESTION_TASKS
-    levels: NonNegativeInt = 4  # how many levels beyond the first
+    levels: NonNegativeInt = 2  # how many levels beyond the first
     n: PositiveInt = 100
     seed: NonNegativeInt = 0  # of scripts/make_reasoning_data.py
 
@@ -114,19 +114,21 @@ class ReasoningGym(Benchmark):
 
     def _short(self, name: str) -> list[Item]:
         task = task_named(name)
-        levels: list[tuple[str, list[dict[str, Any]]]] = [("held_out", self._rows(task, self.n))]
+        levels = [self._rows(task, self.n)]
         if not isinstance(task, ProceduralTask):
-            for level, config in enumerate(HARDER[name][: self.levels], start=1):
-                harder = replace(task, config={**task.config, **config})
-                levels.append((f"harder_{level}", self._rows(harder, self.n)))
+            harder = HARDER[name][: self.levels]
+            levels += [
+                self._rows(replace(task, config={**task.config, **config}), self.n)
+                for config in harder
+            ]
         return [
             Item(
-                f"{name}/{level}/{index}",
+                f"{name}/level_{level}/{index}",
                 row["instruction"],
-                {**row, "difficulty": difficulty(name, row["instruction"])},
+                row | {"level": level, "difficulty": difficulty(name, row["instruction"])},
                 category=name,
             )
-            for level, rows in levels
+            for level, rows in enumerate(levels)
             for index, row in enumerate(rows)
         ]
 
@@ -142,7 +144,8 @@ class ReasoningGym(Benchmark):
             config = curriculum_config(name, level, self.n)
             dataset = create_dataset(name, **config)
             for index in range(self.n):
-                truth = {"task": name, "config": config, "index": index, "difficulty": level}
+                truth = {"task": name, "config": config, "index": index}
+                truth |= {"level": level, "difficulty": level}
                 prompt = dataset[index]["question"] + BOX_REQUEST
                 items.append(Item(f"{name}/level_{level}/{index}", prompt, truth, category=name))
         return items
@@ -162,7 +165,18 @@ class ReasoningGym(Benchmark):
         return Verdict(text, float(marks >= 1), invalid=not text, detail={"score": marks})
 
     def figures(self, items: Sequence[Item], verdicts: Sequence[Verdict]) -> Figures:
-        return macro_figures(items, verdicts)
+        """Over all levels, and `acc_level_L`: the mean over the tasks that have level L."""
+        figures = macro_figures(items, verdicts)
+        levels: dict[int, dict[str, list[float]]] = {}
+        for item, verdict in zip(items, verdicts, strict=False):
+            by_task = levels.setdefault(item.truth["level"], {})
+            by_task.setdefault(item.category or "", []).append(verdict.correct)
+        for level, by_task in sorted(levels.items()):
+            credits = list(by_task.values())
+            figures.published[f"acc_level_{level}"] = mean([mean(each) for each in credits])
+            error = macro_standard_error(credits)
+            figures.standard_errors.update(known({f"acc_level_{level}": error}))
+        return figures
 
 
 def curriculum_config(name: str, level: int, size: int) -> dict[str, Any]:
