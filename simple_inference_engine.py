@@ -156,13 +156,19 @@ class InferenceEngine:
         return score_continuations(self.model, pairs, max_context=self.max_context)
 
     def score_options_ids(
-        self, questions: Iterable[tuple[Sequence[int], Sequence[int]]]
+        self,
+        questions: Iterable[tuple[Sequence[int], Sequence[int]]],
+        *,
+        row_tokens: int | None = None,
     ) -> Iterator[OptionScores]:
         """Log-probabilities of options as the first token of the answer, in order.
 
-        A question is its prompt's ids and the ids of its options, one token each.
+        A question is its prompt's ids and the ids of its options, one token each. At most
+        `row_tokens` are run at a time (a longer prompt alone); None: what suits the device.
         """
-        return score_options(self.model, questions, max_context=self.max_context)
+        return score_options(
+            self.model, questions, max_context=self.max_context, row_tokens=row_tokens
+        )
 
     def inspect_ids(self, prompt_ids: Sequence[int], answer_ids: Sequence[int] = ()) -> Inspection:
         """The states of one prompt (and a given answer) after every application of a stack."""

@@ -90,8 +90,8 @@ def _our_model(
     )
     if options.dtype == "bfloat16":
         with torch.no_grad():
-            for param in opened.model.parameters():
-                param.copy_(param.to(torch.bfloat16))
+            for tensor in (*opened.model.parameters(), *opened.model.buffers()):
+                tensor.copy_(tensor.to(torch.bfloat16))
     return opened.model, opened.prompt_format
 
 

@@ -30,6 +30,7 @@ _MARKS_PREFIX = {
 _TEMPLATE = """\
 {%- set tokens = @CONDITIONS@ -%}
 {%- set asked = condition if condition is defined and condition else @DEFAULT@ -%}
+{%- set rule = "after a system message (optional), user and assistant take turns" -%}
 {%- set state = namespace(opening=@BOQ@, system="", turns=0) -%}
 {%- if tokens or asked -%}
   {%- for name in asked.split(",") -%}
@@ -45,7 +46,7 @@ _TEMPLATE = """\
   {%- else -%}
     {%- set expected = "assistant" if state.turns % 2 else "user" -%}
     {%- if message["role"] != expected -%}
-      {{- raise_exception("message " ~ loop.index ~ " is of " ~ message["role"] ~ ": after a system message (optional), user and assistant take turns") -}}
+      {{- raise_exception("message " ~ loop.index ~ " is of " ~ message["role"] ~ ": " ~ rule) -}}
     {%- endif -%}
     {%- if expected == "user" -%}
       {{- state.opening -}}
@@ -62,7 +63,7 @@ _TEMPLATE = """\
 {%- if add_generation_prompt and state.turns % 2 == 0 -%}
   {{- raise_exception("there is nothing to answer: the last message must be of user") -}}
 {%- endif -%}
-"""  # noqa: E501 -- a line break inside a message would be a part of it
+"""
 
 
 def framing_ids(prompt_format: PromptFormat) -> FramingIds:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from conversion.exported_tokenizer import write_json
@@ -39,7 +40,10 @@ def write_weights(
             ours = names[name]
             tensors[name] = read[ours].clone() if ours in taken else read[ours]
             taken.add(ours)
-        save_file(tensors, folder / file, metadata={"format": "pt"})
+        try:
+            save_file(tensors, folder / file, metadata={"format": "pt"})
+        except SafetensorError as error:  # it names a full disk so
+            raise OSError(f"{folder / file} cannot be written: {error}") from error
         (folder / file).chmod(READABLE)  # save_file lets nobody else read it
     if len(files) > 1:
         index = {

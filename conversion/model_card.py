@@ -168,7 +168,7 @@ def _prefix(facts: CardFacts) -> str:
 
 def _training(facts: CardFacts) -> str:
     config, progress = facts.config, facts.progress
-    if not progress.step:
+    if "global_batch_size" not in config:
         return "Imported weights: this folder does not know how they were trained."
     data = (config.get("data") or {}).get("path")
     rows = {

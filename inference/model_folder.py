@@ -88,6 +88,7 @@ class OpenedModel:
     max_context: int
     trained: NetConfig  # as trained; `model.config` is as it runs
     description: str  # what was taken, in one line
+    stored: StoredModel | ExportedModel  # where it was taken from
 
 
 def open_model(options: ModelOptions) -> OpenedModel:
@@ -127,6 +128,7 @@ def open_model(options: ModelOptions) -> OpenedModel:
         stored.max_seq_len,
         stored.arch,
         f"loaded {taken}: {'; '.join(parts)}{notes}",
+        stored,
     )
 
 

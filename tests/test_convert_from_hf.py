@@ -165,6 +165,8 @@ def test_a_fixed_vector_of_other_precision_is_kept_and_told(
     convert(folder, tmp_path / "run")
     assert "z_L_init is finer than bfloat16" in capsys.readouterr().out
     again = exported(tmp_path / "run", tmp_path / "again", is_compared=False)
+    assert "does not know how they were trained" in (again / "README.md").read_text()
+    exported(tmp_path / "run", tmp_path / "rounded", "--dtype", "bfloat16")
     torch.testing.assert_close(tensors_in(again), tensors_in(folder), atol=0, rtol=0)
 
 

@@ -30,7 +30,10 @@ LIBRARY = {
 }
 PROJECT = LIBRARY | {"pretrain", "evaluation", "conversion", "scripts"}
 # Nobody imports these. `python -m training.x` and `data_io.x` have their main in the module itself.
-ENTRY_POINTS = {"pretrain", "evaluation.main", "conversion", "scripts"}
+ENTRY_POINTS = {
+    *("pretrain", "evaluation.main", "scripts"),
+    *(f"conversion.convert_{which}" for which in ("to_hf", "from_hf", "from_reference")),
+}
 GPU_PACKAGES = {"flash_attn", "flash_attn_interface", "adam_atan2", "triton"}
 TOKENIZERS = {
     "transformers.AutoTokenizer",
@@ -116,10 +119,12 @@ RULES = [
             "training.export_format",
             "training.run_records",
             "training.tensor_store",
+            "training.environment",
             "data_io.prompt_format",
             "data_io.sampled_format",
+            "data_io.special_tokens",
         },
-        eager={"torch", "numpy", "pydantic", "tokenizers", "safetensors", *TOKENIZERS},
+        eager={"torch", "numpy", "numba", "pydantic", "tokenizers", "safetensors", *TOKENIZERS},
         lazy=set(),
     ),
     Rule(
@@ -138,7 +143,7 @@ RULES = [
         lazy=set(),
     ),
     Rule("evaluation", project=LIBRARY | {"evaluation"}, eager=REQUIRED),
-    Rule("conversion", project=LIBRARY, eager=REQUIRED),
+    Rule("conversion", project=LIBRARY | {"conversion"}, eager=REQUIRED),
     Rule("scripts", project=LIBRARY | {"evaluation"}, eager=REQUIRED),
     Rule("pretrain", project=LIBRARY | {"evaluation"}, eager=REQUIRED | {"hydra"}),
 ]

@@ -62,10 +62,14 @@ def unsafe_reading(source: str) -> list[str]:
             found.append(node.module)
         elif isinstance(node, ast.Call):
             name = ast.unparse(node.func)
-            if name in UNSAFE_CALLS:
+            if name in UNSAFE_CALLS and not loads_tensors_alone(node):
                 found.append(name)
             found += ["allow_pickle" for keyword in node.keywords if is_pickle_allowed(keyword)]
     return found
+
+
+def loads_tensors_alone(call: ast.Call) -> bool:
+    return any(ast.unparse(keyword) == "weights_only=True" for keyword in call.keywords)
 
 
 def is_pickle_allowed(keyword: ast.keyword) -> bool:
@@ -183,6 +187,7 @@ def test_unsafe_reading_is_recognised() -> None:
     source = (
         "import pickle\nfrom dill import loads\nmodel.eval()\neval('1')\ntorch.load('x')\n"
         "np.load('x', allow_pickle=True)\nnp.load('x', allow_pickle=False)\nyaml.safe_load('x')\n"
+        "torch.load('x', weights_only=True)\n"
     )
     expected = ["pickle", "dill", "eval", "torch.load", "allow_pickle"]
     assert sorted(unsafe_reading(source)) == sorted(expected)

@@ -93,6 +93,12 @@ def recorded_choices(run_path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} cannot be read ({error}); delete it to choose anew") from None
 
 
+def project_commit() -> str | None:
+    """The commit of these sources, with `+changes` where they differ from it; None: not known."""
+    commit, is_clean = _git_state()
+    return commit if commit is None or is_clean else f"{commit}+changes"
+
+
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)

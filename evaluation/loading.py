@@ -1,0 +1,142 @@
+"""Benchmarks made ready to be asked, in a thread that runs ahead of the generation."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from evaluation.benchmarks.protocol import DataSource, Item
+from evaluation.engines import Engine, Generation, Prompt
+from evaluation.records import item_digest
+from evaluation.settings import BenchmarkPlan
+
+OFFLINE = "; run_only=[reasoning_gym] measures without any download"
+LISTED = 8  # categories that a note names
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A benchmark with its prompts as the engine takes them."""
+
+    plan: BenchmarkPlan
+    generation: Generation  # as the engine takes it
+    items: Sequence[Item]
+    texts: Sequence[str]  # within their template
+    prompts: Sequence[Prompt]
+    too_long: frozenset[int]  # indices of items whose prompts leave no room for an answer
+    digests: Sequence[str]
+    data_fingerprint: str
+    notes: tuple[str, ...]
+
+    @property
+    def label(self) -> str:
+        return self.plan.label
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A benchmark to load."""
+
+    plan: BenchmarkPlan
+    generation: Generation
+    notes: tuple[str, ...] = ()
+
+
+class Loader:
+    """Loads benchmarks one after the other in a thread of its own, as far ahead as it gets."""
+
+    def __init__(
+        self, planned: Sequence[Planned], source: DataSource, engine: Future[Engine]
+    ) -> None:
+        """Begins at once; prompts are prepared when the engine is there."""
+        self._left = len(planned)
+        self._ready: queue.SimpleQueue[Ready] = queue.SimpleQueue()
+        self._failure: BaseException | None = None
+        self._news = threading.Event()
+        arguments = (tuple(planned), source, engine)
+        threading.Thread(target=self._load, args=arguments, daemon=True).start()
+
+    def check(self) -> None:
+        """Raises what stopped the thread."""
+        if self._failure is not None:
+            raise self._failure
+
+    def next(self) -> Ready:
+        """Waits for the next benchmark, in the order given."""
+        assert self._left, "there are no more"
+        while True:
+            try:
+                ready = self._ready.get(timeout=0.1)
+            except queue.Empty:
+                self.check()
+                continue
+            self._left -= 1
+            return ready
+
+    def _load(
+        self, planned: Sequence[Planned], source: DataSource, engine: Future[Engine]
+    ) -> None:
+        try:
+            for each in planned:
+                self._ready.put(make_ready(each, source, engine))
+        except FileNotFoundError as error:
+            self._failure = FileNotFoundError(f"{error}{OFFLINE}")
+        except BaseException as error:  # raised again by the thread that asks
+            self._failure = error
+
+
+def make_ready(planned: Planned, source: DataSource, engine: Future[Engine]) -> Ready:
+    """ValueError or FileNotFoundError names what is wrong with the data."""
+    plan, generation = planned.plan, planned.generation
+    loaded = plan.benchmark.load(source)
+    texts = [plan.prompt_of(item.prompt) for item in loaded.items]
+    digests = [item_digest(*pair) for pair in zip(loaded.items, texts, strict=True)]
+    fingerprint = loaded.fingerprint
+    running = engine.result()
+    prompts = running.prepare(texts, generation)
+    context = running.context_of(generation)
+    lengths = [running.num_tokens(prompt) for prompt in prompts] if context else []
+    too_long = frozenset(
+        index for index, length in enumerate(lengths) if context is not None and length >= context
+    )
+    notes = (*planned.notes, *loaded.notes)
+    if too_long and context is not None:
+        notes += tuple(too_long_notes(loaded.items, too_long, lengths, context))
+    return Ready(
+        plan, generation, loaded.items, texts, prompts, too_long, digests, fingerprint, notes
+    )
+
+
+def too_long_notes(
+    items: Sequence[Item], too_long: frozenset[int], lengths: Sequence[int], context: int
+) -> Iterator[str]:
+    """Which prompts the context is too small for, by category where there are any."""
+    longest = max(lengths)
+    yield (
+        f"{len(too_long):,} of {len(items):,} prompts fill the context of {context:,} tokens (the "
+        f"longest has {longest:,}) and have an empty answer"
+    )
+    counts: dict[str, list[bool]] = {}
+    for index, item in enumerate(items):
+        if item.category is not None:
+            counts.setdefault(item.category, []).append(index in too_long)
+    if len(counts) < 2:
+        return
+    whole = [name for name, each in counts.items() if all(each)]
+    parts = [
+        f"{name} ({sum(each):,} of {len(each):,})"
+        for name, each in counts.items()
+        if any(each) and not all(each)
+    ]
+    if whole:
+        yield f"no prompt fits in {_listed(whole)}: the context is too small for the shots there"
+    if parts:
+        yield f"some are too long in {_listed(parts)}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more
