@@ -258,9 +258,13 @@ def load_model(options: ModelOptions) -> LoadedModel:
     """
     opened = open_model(options)
     engine = InferenceEngine(
-        opened.model, max_context=opened.max_context, max_rows=options.batch_size
+        opened.model,
+        max_context=opened.max_context,
+        max_rows=options.batch_size,
+        decode=options.decode,
     )
-    return LoadedModel(engine, opened.prompt_format, opened.description)
+    description = f"{opened.description}; decode {engine.decode}"
+    return LoadedModel(engine, opened.prompt_format, description)
 
 
 __all__ = [

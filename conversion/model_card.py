@@ -132,9 +132,11 @@ def _conditions(facts: CardFacts) -> str:
     conditions = facts.prompt_format.conditions
     if not conditions:
         return "None: a prompt is the text between its first and last token."
+    # A bar ends a cell of a table even between backticks.
+    tokens = {name: token.replace("|", r"\|") for name, token in conditions.items()}
     lines = "\n".join(
         f"| `{name}` | `{token}` | {_MEANINGS.get(name, 'as in its training data')} |"
-        for name, token in conditions.items()
+        for name, token in tokens.items()
     )
     default = (
         f"`{facts.default_condition}` is taken where none is given."
@@ -142,8 +144,9 @@ def _conditions(facts: CardFacts) -> str:
         else "One of them must be given."
     )
     return (
-        "A prompt says what kind of answer is wanted; several are joined by commas, in the order "
-        f"of their tokens. {default}\n\n| condition | token | asks for |\n|---|---|---|\n{lines}"
+        "A prompt says what kind of answer is wanted; several are joined by commas, and their "
+        f"tokens keep that order. {default}\n\n"
+        f"| condition | token | asks for |\n|---|---|---|\n{lines}"
     )
 
 

@@ -84,6 +84,8 @@ class Loader:
                 self._ready.put(make_ready(each, source, engine))
         except FileNotFoundError as error:
             self._failure = FileNotFoundError(f"{error}{OFFLINE}")
+        except MemoryError:  # no affair of the batch size
+            self._failure = ValueError("the data of the benchmarks does not fit into memory")
         except BaseException as error:  # raised again by the thread that asks
             self._failure = error
 

@@ -130,10 +130,6 @@ class ResultsFolder:
         self.finished[label] = record
         self.save()
 
-    def forget(self, label: str) -> None:
-        """A finished benchmark is asked anew."""
-        self.finished.pop(label, None)
-
     def remove_logs(self) -> None:
         for path in self.path.glob(LOG_GLOB):
             path.unlink()

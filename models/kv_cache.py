@@ -28,6 +28,10 @@ class RowKernel(Protocol):
 
     block: int
 
+    def zeros(self, *shape: int) -> Tensor:
+        """Memory for a cache."""
+        ...
+
     def attend(
         self,
         new: tuple[Tensor, Tensor, Tensor],
@@ -96,13 +100,15 @@ class KVCache:
         """An empty cache on the device and in the type of `like`; `stacks`: one an application."""
         applications = []
         for stack in stacks:
-            shape: tuple[int, ...] = (max_length, stack.num_heads, stack.head_size)
+            layer = (stack.num_heads, stack.head_size)
             if kernel:
-                shape = (-(-max_length // kernel.block), *shape[1:], kernel.block)
-            keys = torch.zeros(
-                (stack.n_layers, num_rows + 1, *shape), dtype=like.dtype, device=like.device
-            )
-            applications.append(LayerCaches(keys, torch.zeros_like(keys)))
+                length = -(-max_length // kernel.block)
+                shape = (stack.n_layers, num_rows + 1, length, *layer, kernel.block)
+                caches = LayerCaches(kernel.zeros(*shape), kernel.zeros(*shape))
+            else:
+                keys = like.new_zeros((stack.n_layers, num_rows + 1, max_length, *layer))
+                caches = LayerCaches(keys, torch.zeros_like(keys))
+            applications.append(caches)
         lengths = torch.zeros(num_rows, dtype=torch.int32, device=like.device)
         return cls(lengths, applications, kernel)
 
@@ -124,13 +130,18 @@ class KVCache:
         """
         if length <= self.max_length:
             return False
-        added = -(-max(length - self.max_length, self.max_length) // self._block)
+        length = max(length, 2 * self.max_length)
         for application, layers in enumerate(self._applications):
-            padding = (0, 0) * (layers.keys.dim() - 3) + (0, added)  # from the last dimension on
             self._applications[application] = LayerCaches(
-                F.pad(layers.keys, padding), F.pad(layers.values, padding)
+                self._longer(layers.keys, length), self._longer(layers.values, length)
             )
         return True
+
+    def _longer(self, old: Tensor, length: int) -> Tensor:
+        shape = (*old.shape[:2], -(-length // self._block), *old.shape[3:])
+        new = self.kernel.zeros(*shape) if self.kernel else old.new_zeros(shape)
+        new[:, :, : old.shape[2]] = old
+        return new
 
     def move_rows(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Overwrites the rows `targets` with the rows `sources`; no row is in both."""

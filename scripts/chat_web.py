@@ -184,7 +184,9 @@ def build_page(gradio: Any, loaded: LoadedModel, options: WebOptions) -> Any:
             show_progress="hidden",
         )
         stop.click(None, cancels=[asking], api_visibility="private")
-        clear.click(lambda: ([], "", "", EMPTY), None, shown, api_visibility="private")
+        clear.click(
+            lambda: ([], "", "", EMPTY), None, shown, cancels=[asking], api_visibility="private"
+        )
     return page
 
 

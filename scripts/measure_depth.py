@@ -130,7 +130,10 @@ def measure(
     """Answers all items at one depth."""
     model = with_depth(loaded.engine.model, arch)
     engine = InferenceEngine(
-        model, max_context=loaded.engine.max_context, max_rows=options.batch_size
+        model,
+        max_context=loaded.engine.max_context,
+        max_rows=options.batch_size,
+        decode=loaded.engine.decode,
     )
     prompts = [(item.get("condition", "direct"), item["instruction"]) for item in items]
 

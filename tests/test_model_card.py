@@ -48,7 +48,7 @@ def test_the_model_card_is_one_that_the_hub_reads(run: Path, tmp_path: Path) -> 
         *("# my model", "| GSM8k | acc | 0.5 |", "| steps | 40 |", "| tokens | 1,234 |"),
         *("| weights | EMA, float32 |", "`numbers`", f"| FLOPs | {flops:.3g} "),
         *("not aligned", "`token_type_ids`", "transformers>=5.9.0", "arXiv:2605.20613"),
-        *("| `cot` | `<|object_ref_end|>` |", "cannot be said"),
+        *(r"| `cot` | `<\|object_ref_end\|>` |", "cannot be said"),
     ):
         assert text in card.text, text
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from data_io.byte_tokenizer import byte_tokenizer
 from scripts.benchmark_loading import LoadingOptions, in_own_process
 from scripts.benchmark_loading import write_run as write_large_run
+from simple_inference_engine import ModelOptions, load_model
 from training.export_format import FramingIds, export_config
 from training.tensor_store import read_tensors
 
@@ -100,6 +101,15 @@ def test_an_exported_folder_is_opened_too(tmp_path: Path) -> None:
     assert_refused(
         tmp_path / "exported", "holds one set of weights; leave ckpt_epoch", ckpt_epoch=1
     )
+
+
+def test_how_one_token_more_is_computed_is_chosen_and_said(tmp_path: Path) -> None:
+    options = {"ckpt_path": write_run(tmp_path / "run"), "device": "cpu"}
+    loaded = load_model(ModelOptions.model_validate(options))
+    assert loaded.engine.decode == "eager"
+    assert loaded.description.endswith("; decode eager")
+    with pytest.raises(ValueError, match="decode=cuda_graph needs a CUDA device"):
+        load_model(ModelOptions.model_validate({**options, "decode": "cuda_graph"}))
 
 
 def test_what_is_no_folder_of_a_model_is_refused(tmp_path: Path) -> None:
