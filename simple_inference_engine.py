@@ -22,11 +22,12 @@ from inference.requests import (
     Request,
     Sampling,
     Score,
+    Span,
     TextAnswer,
     Token,
 )
 from inference.rows import CacheRows, Draft, take_together
-from inference.scoring import score_continuations, score_options
+from inference.scoring import score_continuations, score_options, score_spans
 from inference.stop_texts import StopTexts
 from inference.texts import answer_ids, option_ids
 from models.language_model import LanguageModel
@@ -155,6 +156,16 @@ class InferenceEngine:
         """Log-probabilities of given continuations, in order: (prompt ids, continuation ids)."""
         return score_continuations(self.model, pairs, max_context=self.max_context)
 
+    def score_spans_ids(
+        self, spans: Iterable[Span], *, row_tokens: int | None = None
+    ) -> Iterator[Score]:
+        """Log-probabilities of the ends of sequences, in order, whose prefix may be shorter than
+        what stands before them: of plain text it is one token.
+        """
+        return score_spans(
+            self.model, spans, max_context=self.max_context, row_tokens=row_tokens
+        )
+
     def score_options_ids(
         self,
         questions: Iterable[tuple[Sequence[int], Sequence[int]]],
@@ -277,6 +288,7 @@ __all__ = [
     "Request",
     "Sampling",
     "Score",
+    "Span",
     "TextAnswer",
     "Token",
     "load_model",

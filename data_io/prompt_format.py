@@ -210,7 +210,10 @@ def _read_tokenizer(path: Path) -> Tokenizer:
         raise ValueError(
             f"no tokenizer at {tokenizer_file}; tokenizer_path is a tokenizer.json or its folder"
         )
-    return Tokenizer.from_file(str(tokenizer_file))
+    try:
+        return Tokenizer.from_file(str(tokenizer_file))
+    except Exception as error:  # the package raises nothing more specific
+        raise ValueError(f"{tokenizer_file} cannot be read as a tokenizer: {error}") from None
 
 
 def _require_added(tokenizer: Tokenizer, roles: Mapping[str, str]) -> None:

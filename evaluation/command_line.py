@@ -50,10 +50,12 @@ class EvaluationOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     config: str = Field(
-        default=PUBLISHED_CONFIG, description="file of settings, or the name of one that comes along"
+        default=PUBLISHED_CONFIG,
+        description="file of settings, or the name of one that comes along",
     )
     run_only: str | None = Field(
-        default=None, description=f"benchmarks alone: [MATH,DROP]. There are {', '.join(BENCHMARKS)}"
+        default=None,
+        description=f"benchmarks alone: [MATH,DROP]. There are {', '.join(BENCHMARKS)}",
     )
     data_dir: Path | None = Field(
         default=None, description="mirror of the data sets (null: the hub, or its cache)"
@@ -90,10 +92,20 @@ class Command:
             return self.model.ckpt_path / "results" / self.name
         return Path("results") / folder_name(self.ckpt_path) / self.name
 
-    def open_engine(self) -> Engine:
-        """Loads the model. ValueError or FileNotFoundError where there is none."""
+    def open_engine(self, device: str | None = None) -> Engine:
+        """Loads the model, on `device` in place of the one given.
+
+        ValueError or FileNotFoundError where there is none.
+        """
         if self.model is not None:
-            return SimpleEngine(self.model)
+            if not self.model.ckpt_path.exists():
+                raise FileNotFoundError(
+                    f"ckpt_path={self.ckpt_path} is no folder here: SimpleEngine takes a run "
+                    "directory or an exported folder. A model by its name goes through vLLM: "
+                    "config=evaluation/config/vllm_benchmarking.yaml"
+                )
+            changes = {} if device is None else {"device": device}
+            return SimpleEngine(self.model.model_copy(update=changes))
         given = dict(self.settings.engine_settings)
         return VLLMEngine(str(given.pop("ckpt_path")), given)
 
@@ -106,9 +118,7 @@ class Command:
             "seed": self.options.seed,
             **{key: identity[key] for key in ("dtype", "depth", "max_context") if key in identity},
             **{
-                key: value
-                for key, value in others
-                if self.model is None and key not in NO_SETTINGS
+                key: value for key, value in others if self.model is None and key not in NO_SETTINGS
             },
             "benchmarks": {each.plan.label: recorded_plan(each) for each in self.planned},
         }

@@ -54,9 +54,8 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class StreamKind:
-    """Prompts of the same kind go through the engine in one stream."""
+    """How one stream of prompts is computed."""
 
-    name: str
     size: int  # how much is computed at a time, an upper bound
     unit: str  # of the size
 
@@ -79,7 +78,14 @@ class Engine(Protocol):
         """What tells the model and its checkpoint from others, fit for JSON."""
         ...
 
-    def kind_of(self, generation: Generation) -> StreamKind: ...
+    @staticmethod
+    def stream_of(generation: Generation) -> str:
+        """Prompts with equal ones go through the engine together."""
+        ...
+
+    def kind_of(self, generation: Generation) -> StreamKind:
+        """Of the stream whose first prompt has these settings."""
+        ...
 
     def prepare(self, texts: Sequence[str], generation: Generation) -> Sequence[Prompt]:
         """The prompts as the engine takes them; ValueError for a text that is none."""
@@ -149,14 +155,19 @@ class SimpleEngine:
             "tokenizer_sha256": hashlib.sha256(tokenizer.encode()).hexdigest(),
         }
 
+    @staticmethod
+    def stream_of(generation: Generation) -> str:
+        """Contexts, conditions and lengths may differ within one: requests have their own."""
+        first = "first tokens" if is_one_greedy_token(generation) else "answers"
+        return f"{first}, batch_size={generation.get('batch_size')}"
+
     def kind_of(self, generation: Generation) -> StreamKind:
         """A single greedy token is read off packed prompts; a batch is then counted in tokens."""
         batch_size = generation.get("batch_size") or USUAL_BATCH_SIZE
-        if generation.get("max_tokens") == 1 and not generation.get("temperature"):
-            most = batch_size * self.context_of(generation)
-            size = min(usual_row_tokens(self._opened.model), most)
-            return StreamKind("first tokens", size, "tokens")
-        return StreamKind("answers", batch_size, "prompts")
+        if not is_one_greedy_token(generation):
+            return StreamKind(batch_size, "prompts")
+        most = batch_size * self.context_of(generation)
+        return StreamKind(min(usual_row_tokens(self._opened.model), most), "tokens")
 
     def prepare(self, texts: Sequence[str], generation: Generation) -> Sequence[Prompt]:
         condition = generation.get("condition") or USUAL_CONDITION
@@ -227,6 +238,11 @@ class SimpleEngine:
             max_rows=max_rows,
             decode=self._options.decode,
         )
+
+
+def is_one_greedy_token(generation: Generation) -> bool:
+    """Whether an answer is the likeliest token after the prompt."""
+    return generation.get("max_tokens") == 1 and not generation.get("temperature")
 
 
 def _ids(prompt: Prompt) -> Sequence[int]:

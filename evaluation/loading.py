@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from evaluation.records import item_digest
 from evaluation.settings import BenchmarkPlan
 
 OFFLINE = "; run_only=[reasoning_gym] measures without any download"
+WAIT_S = 0.02  # between looks at what the other thread does
 LISTED = 8  # categories that a note names
 
 
@@ -52,10 +54,8 @@ class Loader:
         self, planned: Sequence[Planned], source: DataSource, engine: Future[Engine]
     ) -> None:
         """Begins at once; prompts are prepared when the engine is there."""
-        self._left = len(planned)
         self._ready: queue.SimpleQueue[Ready] = queue.SimpleQueue()
         self._failure: BaseException | None = None
-        self._news = threading.Event()
         arguments = (tuple(planned), source, engine)
         threading.Thread(target=self._load, args=arguments, daemon=True).start()
 
@@ -64,21 +64,21 @@ class Loader:
         if self._failure is not None:
             raise self._failure
 
+    def wait_for_first(self) -> None:
+        """Until the first benchmark is there."""
+        while self._ready.empty():
+            self.check()
+            time.sleep(WAIT_S)
+
     def next(self) -> Ready:
         """Waits for the next benchmark, in the order given."""
-        assert self._left, "there are no more"
         while True:
             try:
-                ready = self._ready.get(timeout=0.1)
+                return self._ready.get(timeout=WAIT_S)
             except queue.Empty:
                 self.check()
-                continue
-            self._left -= 1
-            return ready
 
-    def _load(
-        self, planned: Sequence[Planned], source: DataSource, engine: Future[Engine]
-    ) -> None:
+    def _load(self, planned: Sequence[Planned], source: DataSource, engine: Future[Engine]) -> None:
         try:
             for each in planned:
                 self._ready.put(make_ready(each, source, engine))
@@ -106,37 +106,47 @@ def make_ready(planned: Planned, source: DataSource, engine: Future[Engine]) -> 
     )
     notes = (*planned.notes, *loaded.notes)
     if too_long and context is not None:
-        notes += tuple(too_long_notes(loaded.items, too_long, lengths, context))
+        advice = "; ask with fewer shots" if "num_shots" in type(plan.benchmark).model_fields else ""
+        notes += tuple(too_long_notes(loaded.items, too_long, lengths, context, advice=advice))
     return Ready(
         plan, generation, loaded.items, texts, prompts, too_long, digests, fingerprint, notes
     )
 
 
 def too_long_notes(
-    items: Sequence[Item], too_long: frozenset[int], lengths: Sequence[int], context: int
+    items: Sequence[Item],
+    too_long: frozenset[int],
+    lengths: Sequence[int],
+    context: int,
+    *,
+    advice: str = "",
 ) -> Iterator[str]:
     """Which prompts the context is too small for, by category where there are any."""
-    longest = max(lengths)
+    if len(too_long) == len(items):
+        yield (
+            f"none of the {len(items):,} prompts fits the context of {context:,} tokens (they have "
+            f"{min(lengths):,} to {max(lengths):,}): all answers are empty, and the figures say "
+            f"nothing about the model{advice}"
+        )
+        return
     yield (
         f"{len(too_long):,} of {len(items):,} prompts fill the context of {context:,} tokens (the "
-        f"longest has {longest:,}) and have an empty answer"
+        f"longest has {max(lengths):,}) and have an empty answer{advice}"
     )
     counts: dict[str, list[bool]] = {}
     for index, item in enumerate(items):
         if item.category is not None:
             counts.setdefault(item.category, []).append(index in too_long)
-    if len(counts) < 2:
-        return
-    whole = [name for name, each in counts.items() if all(each)]
+    whole = [f"{name} ({len(each):,})" for name, each in counts.items() if all(each)]
     parts = [
         f"{name} ({sum(each):,} of {len(each):,})"
         for name, each in counts.items()
         if any(each) and not all(each)
     ]
     if whole:
-        yield f"no prompt fits in {_listed(whole)}: the context is too small for the shots there"
+        yield f"the context is too small for all prompts of {_listed(whole)}"
     if parts:
-        yield f"some are too long in {_listed(parts)}"
+        yield f"the context is too small for some prompts of {_listed(parts)}"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -20,8 +20,9 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from pathlib import Path
 
-from evaluation.command_line import Command, read_command, whole_help
+from evaluation.command_line import ENGINES, Command, read_command, whole_help
 from evaluation.engines import Engine, SimpleEngine
 from evaluation.judging import Sheet
 from evaluation.loading import Loader
@@ -66,22 +67,90 @@ def world_of(command: Command) -> World:
 def evaluate(command: Command, world: World) -> None:
     """Everything from loading to the report; all ranks call it."""
     started_at = time.monotonic()
-    opened: Future[Engine] = Future()
-    # Loading begins while the model does: streams are told from settings and the model's context.
+    streams = in_streams(ENGINES[command.settings.engine].stream_of, command.planned)
+    opened: Future[Engine] = Future()  # data is loaded while the model is
+    in_order = [each for stream in streams for each in stream]
+    loader = Loader(in_order, data_source(command.options.data_dir), opened)
     engine = open_engine(command, world)
     opened.set_result(engine)
-    streams = in_streams(engine, command.planned)
-    loader = Loader(
-        [each for stream in streams for each in stream],
-        data_source(command.options.data_dir),
-        opened,
-    )
+    loader.wait_for_first()  # where there is no data, no folder is begun
     keeper = Keeper(command, engine, started_at)
     if world.is_main:
         keeper.open()
     world.barrier()
-    runner = Runner(engine, loader, command.folder, keeper.finish, world, seed=command.options.seed)
-    runner.finished = finished_in(command)
-    runner.run(streams)
+    finished = fingerprints_on_record(command.folder)
+    seed = command.options.seed
+    Runner(engine, loader, command.folder, keeper.finish, world, finished, seed).run(streams)
     if world.is_main:
         keeper.close()
+
+
+def open_engine(command: Command, world: World) -> Engine:
+    """The model on this process's device; says what it is."""
+    engine = command.open_engine(str(world.device) if world.size > 1 else None)
+    if isinstance(engine, SimpleEngine):
+        require_conditions(command.settings, engine.prompt_format.conditions)
+    say(world, engine.description, *command.settings.notes)
+    if world.size > 1:
+        say(world, f"{world.size} processes, each with a share of the prompts")
+    return engine
+
+
+@dataclass(slots=True)
+class Keeper:
+    """Keeps the records, on rank 0."""
+
+    command: Command
+    engine: Engine
+    started_at: float
+    folder: ResultsFolder | None = None
+    _seconds_before: float = 0.0  # of earlier sittings
+
+    def open(self) -> None:
+        """Begins the folder or goes on with it."""
+        command = self.command
+        header = {
+            "name": command.name,
+            "model": self.engine.identity,
+            "engine": command.settings.engine,
+            "versions": versions(),
+            "started_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "seconds": 0.0,
+            "settings": command.recorded_settings(self.engine),
+        }
+        labels = [each.plan.label for each in command.planned]
+        self.folder = open_results(command.folder, header, labels)
+        self._seconds_before = header["seconds"]
+
+    def finish(self, sheet: Sheet) -> None:
+        """Puts a complete benchmark on record."""
+        assert self.folder is not None
+        now = time.monotonic()
+        self.folder.header["seconds"] = round(self._seconds_before + now - self.started_at, 3)
+        record = record_of(sheet, now - sheet.started_at)
+        self.folder.add(sheet.ready.label, record, lines_of(sheet))
+
+    def close(self) -> None:
+        """Writes the report and shows the figures."""
+        assert self.folder is not None
+        self.folder.remove_logs()
+        records = self.folder.finished
+        labels = [each.plan.label for each in self.command.planned]
+        chosen = {label: records[label] for label in labels}
+        print("\n".join(("", *table(chosen), "")))
+        for label, record in chosen.items():
+            print("".join(f"{label}: {note}\n" for note in record["notes"]), end="", flush=True)
+        from evaluation.report import write_report  # draws: takes a second to import
+
+        write_report(self.folder.path)
+        print(f"written to {self.folder.path}: results.json, items.jsonl, report.md, report.html")
+
+
+def fingerprints_on_record(folder: Path) -> dict[str, str]:
+    """Of the data of the finished benchmarks, by label."""
+    stored = json.loads((folder / RESULTS_FILE).read_bytes())["benchmarks"]
+    return {label: record["data_fingerprint"] for label, record in stored.items()}
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

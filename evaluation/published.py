@@ -48,7 +48,8 @@ OF_THE_MACHINE = ("batch_size",)  # generation settings that change no answer
 def departures(record: Mapping[str, Any], num_items: int) -> list[str]:
     """How a recorded benchmark was asked otherwise than the published one, in words.
 
-    Empty for benchmarks that have no published figure. Which weights answered is not compared.
+    Empty for benchmarks that have no published figure. Settings that its engine does not have
+    (conditions of other people's models) are passed by.
     """
     plan = _published_plans().get(record["benchmark"])
     if plan is None:
@@ -56,15 +57,15 @@ def departures(record: Mapping[str, Any], num_items: int) -> list[str]:
     told = []
     expected = NUM_ITEMS[plan.benchmark.name]
     if num_items < NEARLY_ALL * expected:
-        told.append(f"{num_items:,} items, published {expected:,}")
-    given = record.get("generation") or {}
-    for key in dict.fromkeys((*plan.generation, *given)):
-        here, there = given.get(key), plan.generation.get(key)
-        if here != there and key not in OF_THE_MACHINE:
-            told.append(f"{key}={here}, published {there}")
+        told.append(f"{num_items:,} items instead of {expected:,}")
+    published = plan.generation | plan.benchmark.model_dump(mode="json")
+    given = {**(record.get("generation") or {}), **(record.get("settings") or {})}
+    for key, value in given.items():
+        if value != published.get(key) and key not in OF_THE_MACHINE:
+            told.append(f"{key}={value} instead of {published.get(key)}")
     template = record.get("prompt_template")
     if template not in (None, "{prompt}"):
-        told.append(f"prompt_template={template!r}, published none")
+        told.append(f"prompts within {template!r}")
     return told
 
 

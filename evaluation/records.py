@@ -147,14 +147,18 @@ def open_results(path: Path, header: dict[str, Any], order: Sequence[str]) -> Re
     """
     stored = _read(path / RESULTS_FILE)
     if stored is None and (path / ITEMS_FILE).exists():
-        raise ValueError(f"{path} has items but no {RESULTS_FILE}; give another name=, or remove it")
+        raise ValueError(
+            f"{path} has items but no {RESULTS_FILE}; give another name=, or remove it"
+        )
     if stored is not None:
         _require_same_model(path, stored["model"], header["model"])
         changes = changed_settings(stored["settings"], header["settings"])
         if changes:
             kept = _moved_aside(path)
-            print(f"other settings than before ({'; '.join(changes)}): starting anew; "
-                  f"the earlier results are kept in {kept}")
+            print(
+                f"other settings than before ({'; '.join(changes)}): starting anew; "
+                f"the earlier results are kept in {kept}"
+            )
             stored = None
     path.mkdir(parents=True, exist_ok=True)
     folder = ResultsFolder(path, header, {}, order)

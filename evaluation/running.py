@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from evaluation.engines import Answered, Asked, Engine, StreamKind
+from evaluation.engines import Answered, Asked, Engine, Generation, StreamKind
 from evaluation.judging import Judge, Sheet
 from evaluation.loading import Loader, Planned, Ready
 from evaluation.records import Given, Log, LogWriter, read_logs
@@ -28,11 +28,13 @@ from training.distributed import World
 OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "alloc_failed")
 
 
-def in_streams(engine: Engine, planned: Sequence[Planned]) -> list[list[Planned]]:
+def in_streams(
+    stream_of: Callable[[Generation], str], planned: Sequence[Planned]
+) -> list[list[Planned]]:
     """The benchmarks by the stream in which they are asked, in order of first appearance."""
-    streams: dict[StreamKind, list[Planned]] = {}
+    streams: dict[str, list[Planned]] = {}
     for each in planned:
-        streams.setdefault(engine.kind_of(each.generation), []).append(each)
+        streams.setdefault(stream_of(each.generation), []).append(each)
     return list(streams.values())
 
 
@@ -100,6 +102,7 @@ class Runner:
             self._judge.put(sheet, sheet.unjudged())
         self._bar.total += len(mine)
         self._bar.set_description(ready.label)
+        self._bar.refresh()
         for index in mine:
             reason = why_not_asked(ready, index)
             if reason is not None:

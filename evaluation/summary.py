@@ -39,9 +39,7 @@ def record_of(sheet: Sheet, seconds: float) -> dict[str, Any]:
         "chance": benchmark.chance(items),
         "invalid": sum(verdict.invalid for verdict in verdicts),
         "over_long": sum(each.finish_reason == "prompt_too_long" for each in given),
-        "cut_off": sum(
-            each.finish_reason == "length" and each.num_tokens > 1 for each in given
-        ),
+        "cut_off": sum(each.finish_reason == "length" and each.num_tokens > 1 for each in given),
         "notes": [*ready.notes, *figures.notes],
         "settings": benchmark.model_dump(mode="json"),
         "generation": dict(ready.generation),

@@ -39,10 +39,14 @@ class VLLMEngine:
     def identity(self) -> dict[str, Any]:
         return {"path": self._path, "checkpoint": self._path, "weights": "vllm", **self._settings}
 
+    @staticmethod
+    def stream_of(generation: Generation) -> str:
+        """A call has one set of settings."""
+        return ", ".join(f"{key}={generation[key]!r}" for key in sorted(generation))
+
     def kind_of(self, generation: Generation) -> StreamKind:
-        """vLLM takes one set of settings per call, and finds its batch size itself."""
-        told = [f"{key}={generation[key]!r}" for key in sorted(generation)]
-        return StreamKind(", ".join(told), CHUNK, "prompts")
+        """vLLM finds its batch size itself."""
+        return StreamKind(CHUNK, "prompts")
 
     def prepare(self, texts: Sequence[str], generation: Generation) -> Sequence[Prompt]:
         return list(texts)

@@ -108,6 +108,15 @@ class TextAnswer:
 
 
 @dataclass(frozen=True, slots=True)
+class Span:
+    """The end of a sequence of tokens: how likely is it after what stands before it?"""
+
+    token_ids: Sequence[int]  # of the whole sequence
+    num_prefix_tokens: int  # these see each other; every later token sees those before it
+    start: int  # of what is scored; no prefix token is
+
+
+@dataclass(frozen=True, slots=True)
 class Score:
     """How likely a given continuation of a prompt is; natural logarithms."""
 

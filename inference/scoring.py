@@ -13,7 +13,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from inference.requests import OptionScores, Score
+from inference.requests import OptionScores, Score, Span
 from models.batch import PackedLayout
 from models.language_model import LanguageModel
 from models.loss import CHUNK_LOGITS
@@ -30,8 +30,8 @@ class _Item:
 
     index: int
     token_ids: Sequence[int]  # prompt, and all of the continuation but its last token
-    num_prompt_tokens: int
-    # For each position from the prompt's last token on: tokens whose log-probability is wanted.
+    num_prefix_tokens: int
+    # For each of the last positions, in order: tokens whose log-probability is wanted.
     asked: Sequence[Sequence[int]]
     is_too_long: bool = False
 
@@ -58,16 +58,42 @@ def score_continuations(
     names a pair without a prompt or a continuation, or with ids that the model does not have.
     """
 
-    def items() -> Iterator[_Item]:
+    def spans() -> Iterator[Span]:
         for index, (prompt, continuation) in enumerate(pairs):
             _require_ids(model, f"prompt {index}", prompt)
             _require_ids(model, f"continuation {index}", continuation)
-            token_ids = (*prompt, *continuation[:-1])
-            asked = [(token,) for token in continuation]
-            is_too_long = len(prompt) + len(continuation) > max_context
-            yield _Item(index, token_ids, len(prompt), asked, is_too_long)
+            yield Span((*prompt, *continuation), len(prompt), len(prompt))
 
-    for scored, item in _score_all(model, items()):
+    return score_spans(model, spans(), max_context=max_context)
+
+
+def score_spans(
+    model: LanguageModel,
+    spans: Iterable[Span],
+    *,
+    max_context: int,
+    row_tokens: int | None = None,
+) -> Iterator[Score]:
+    """The log-probability of every token of each span, in order.
+
+    Spans are read some rows ahead, of `row_tokens` each (None: what suits the device). ValueError
+    names one that is empty, begins within its prefix, or has ids that the model does not have.
+    """
+
+    def items() -> Iterator[_Item]:
+        for index, span in enumerate(spans):
+            token_ids, start = span.token_ids, span.start
+            _require_ids(model, f"span {index}", token_ids)
+            if not 1 <= span.num_prefix_tokens <= start < len(token_ids):
+                raise ValueError(
+                    f"span {index} begins at {start} of {len(token_ids)} tokens after a prefix of "
+                    f"{span.num_prefix_tokens}; a span has a token or more, all after the prefix"
+                )
+            asked = [(token,) for token in token_ids[start:]]
+            is_too_long = len(token_ids) > max_context
+            yield _Item(index, token_ids[:-1], span.num_prefix_tokens, asked, is_too_long)
+
+    for scored, item in _score_all(model, items(), row_tokens):
         if scored.is_too_long:
             yield Score(scored.index, (), is_greedy=False, is_too_long=True)
             continue
@@ -165,18 +191,17 @@ def _rows(window: Sequence[_Item], row_tokens: int) -> Iterator[list[_Item]]:
 def _score_row(model: LanguageModel, row: Sequence[_Item]) -> Iterator[_Scored]:
     device = model.lm_head.weight.device
     lens = torch.tensor([len(item.token_ids) for item in row])
-    prefix_lens = torch.tensor([item.num_prompt_tokens for item in row])
+    prefix_lens = torch.tensor([item.num_prefix_tokens for item in row])
     layout = PackedLayout.from_lengths(prefix_lens, lens - prefix_lens, len(row))
     hidden = model(
         torch.tensor(list(chain.from_iterable(item.token_ids for item in row)), device=device),
         torch.cat([torch.arange(length) for length in lens.tolist()]).to(device),
         layout.map_vectors(lambda vector: vector.to(device)),
     )  # [T, D]
-    firsts = (layout.cu_seqlens[:-1] + prefix_lens - 1).tolist()
     positions = [
-        first + offset
-        for first, item in zip(firsts, row, strict=True)
-        for offset in range(len(item.asked))
+        position
+        for end, item in zip(lens.cumsum(0).tolist(), row, strict=True)
+        for position in range(end - len(item.asked), end)
     ]
     logprobs, likeliest = _ask(
         model,

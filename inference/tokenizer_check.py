@@ -48,7 +48,7 @@ def prompt_format_of(
         prompt_format = PromptFormat.load(
             taken, boq=info.boq, eoq=info.eoq, eoa=info.eoa, conditions=info.condition_mapping
         )
-    except Exception as error:  # the tokenizers package raises nothing more specific
+    except ValueError as error:
         raise ValueError(f"{not_it}: {error}") from None
     id_limit = max(prompt_format.tokenizer.get_vocab(with_added_tokens=True).values()) + 1
     padded = -(-id_limit // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
@@ -79,7 +79,4 @@ def _require_same_ids(taken: Path, witness: Path) -> None:
 
 
 def _vocabulary(file: Path) -> dict[int, str]:
-    try:
-        return vocabulary(TokenizerInfo(tokenizer_path=str(file)), file.parent) or {}
-    except Exception as error:  # the tokenizers package raises nothing more specific
-        raise ValueError(f"{file} cannot be read as a tokenizer: {error}") from None
+    return vocabulary(TokenizerInfo(tokenizer_path=str(file)), file.parent) or {}

@@ -117,6 +117,7 @@ def test_the_best_device_is_picked(
         ((), "cuda", "device=cuda is not available here; this machine has cpu$"),
         (("mps",), "cuda", "device=cuda is not available here; this machine has mps, cpu$"),
         (("cuda",), "mps", "device=mps is not available here; this machine has cuda, cpu$"),
+        ((), "gpu", "device=gpu is not available here; this machine has cpu$"),
     ],
 )
 def test_a_device_that_is_not_there_is_refused(

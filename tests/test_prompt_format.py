@@ -188,3 +188,9 @@ def test_a_conversation_is_its_turns_framed_one_after_another() -> None:
 def test_turns_that_leave_nothing_to_answer_are_refused(roles: list[str]) -> None:
     with pytest.raises(ValueError, match="no conversation to answer"):
         BYTES.encode_conversation("direct", [(role, "x") for role in roles])
+
+
+def test_a_broken_tokenizer_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text('{"version": "1.0", "model"')
+    with pytest.raises(ValueError, match=r"tokenizer\.json cannot be read as a tokenizer"):
+        PromptFormat.from_info(info_of(tmp_path))

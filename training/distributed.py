@@ -70,7 +70,7 @@ def pick_device(name: str) -> torch.device:
     }
     if name == "auto":
         name = next(kind for kind, is_there in available.items() if is_there)
-    if not available[name]:
+    if not available.get(name):
         there = ", ".join(kind for kind, is_there in available.items() if is_there)
         raise ValueError(f"device={name} is not available here; this machine has {there}")
     return torch.device(name)

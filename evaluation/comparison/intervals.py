@@ -40,7 +40,7 @@ def accuracies(answers: Answers) -> dict[str, Interval]:
     """Of each task, and of the mean over tasks."""
     point = _points(answers)
     drawn = _replicates([answers])[0]
-    return {task: _interval(point[task], drawn[task]) for task in point}
+    return {task: interval_of(point[task], drawn[task]) for task in point}
 
 
 def differences(answers: Answers, baseline: Answers) -> dict[str, Interval]:
@@ -51,7 +51,7 @@ def differences(answers: Answers, baseline: Answers) -> dict[str, Interval]:
     points = _points(answers), _points(baseline)
     drawn = _replicates([answers, baseline])
     return {
-        task: _interval(points[0][task] - points[1][task], drawn[0][task] - drawn[1][task])
+        task: interval_of(points[0][task] - points[1][task], drawn[0][task] - drawn[1][task])
         for task in points[0]
     }
 
@@ -84,7 +84,8 @@ def _weights(random: np.random.Generator, count: int, *, draws: int) -> NDArray[
     return random.multinomial(draws, np.full(count, 1 / count), size=REPLICATES) / draws
 
 
-def _interval(value: float, replicates: Replicates) -> Interval:
+def interval_of(value: float, replicates: Replicates) -> Interval:
+    """The estimate with the middle 95 % of its replicates."""
     tail = (1 - COVERAGE) / 2
     low, high = np.quantile(replicates, (tail, 1 - tail))
     return Interval(value, float(low), float(high))
