@@ -86,7 +86,7 @@ class InferenceEngine:
             )
             for index, (condition, text) in enumerate(prompts)
         )
-        for answer in self._answers(asked):
+        for answer in self.answer(asked):
             text = stops.cut(prompt_format.decode(answer.token_ids))
             yield TextAnswer(answer.index, text, answer.finish_reason)
 
@@ -114,7 +114,11 @@ class InferenceEngine:
             )
             for index, prompt in enumerate(prompts)
         )
-        return self._answers(requests)
+        return self.answer(requests)
+
+    def answer(self, requests: Iterable[Request]) -> Iterator[Answer]:
+        """Answers requests, each as soon as it is finished."""
+        return (event for event in self.stream(requests) if isinstance(event, Answer))
 
     def stream(self, requests: Iterable[Request]) -> Iterator[Token | Answer]:
         """Answers requests token by token; an `Answer` ends each of them.
@@ -140,9 +144,6 @@ class InferenceEngine:
         finally:
             self._give_back(rows)
 
-    def _answers(self, requests: Iterable[Request]) -> Iterator[Answer]:
-        return (event for event in self.stream(requests) if isinstance(event, Answer))
-
     def _take_rows(self) -> CacheRows:
         rows, self._kept_rows = self._kept_rows, None
         return rows or CacheRows(self.model, self.max_rows, self.decode)
@@ -162,9 +163,7 @@ class InferenceEngine:
         """Log-probabilities of the ends of sequences, in order, whose prefix may be shorter than
         what stands before them: of plain text it is one token.
         """
-        return score_spans(
-            self.model, spans, max_context=self.max_context, row_tokens=row_tokens
-        )
+        return score_spans(self.model, spans, max_context=self.max_context, row_tokens=row_tokens)
 
     def score_options_ids(
         self,

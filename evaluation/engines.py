@@ -26,6 +26,7 @@ from training.checkpoint import EMA, read_checkpoint
 
 USUAL_CONTEXT, USUAL_BATCH_SIZE = 1024, 100  # published
 ENCODED_TOGETHER = 1024  # texts
+ANSWERS, FIRST_TOKENS = "answers", "first tokens"  # names of streams
 FEWEST_ROW_TOKENS = 64  # a packed row cannot usefully be shorter
 
 Prompt = Sequence[int] | str  # as an engine takes it
@@ -56,6 +57,7 @@ class Answered:
 class StreamKind:
     """How one stream of prompts is computed."""
 
+    name: str
     size: int  # how much is computed at a time, an upper bound
     unit: str  # of the size
 
@@ -158,16 +160,16 @@ class SimpleEngine:
     @staticmethod
     def stream_of(generation: Generation) -> str:
         """Contexts, conditions and lengths may differ within one: requests have their own."""
-        first = "first tokens" if is_one_greedy_token(generation) else "answers"
-        return f"{first}, batch_size={generation.get('batch_size')}"
+        name = FIRST_TOKENS if is_one_greedy_token(generation) else ANSWERS
+        return f"{name}, batch_size={generation.get('batch_size')}"
 
     def kind_of(self, generation: Generation) -> StreamKind:
         """A single greedy token is read off packed prompts; a batch is then counted in tokens."""
         batch_size = generation.get("batch_size") or USUAL_BATCH_SIZE
         if not is_one_greedy_token(generation):
-            return StreamKind(batch_size, "prompts")
-        most = batch_size * self.context_of(generation)
-        return StreamKind(min(usual_row_tokens(self._opened.model), most), "tokens")
+            return StreamKind(ANSWERS, batch_size, "prompts")
+        most = batch_size * self._context(generation)
+        return StreamKind(FIRST_TOKENS, min(usual_row_tokens(self._opened.model), most), "tokens")
 
     def prepare(self, texts: Sequence[str], generation: Generation) -> Sequence[Prompt]:
         condition = generation.get("condition") or USUAL_CONDITION
@@ -178,7 +180,10 @@ class SimpleEngine:
             prompts += [array("i", ids) for ids in encoded]
         return prompts
 
-    def context_of(self, generation: Generation) -> int:
+    def context_of(self, generation: Generation) -> int | None:
+        return self._context(generation)
+
+    def _context(self, generation: Generation) -> int:
         """What is asked for, within what the model was trained with."""
         return min(generation.get("max_context") or USUAL_CONTEXT, self._opened.max_context)
 
@@ -186,7 +191,7 @@ class SimpleEngine:
         return len(prompt)
 
     def answer(self, asked: Iterable[Asked], kind: StreamKind) -> Iterator[Answered]:
-        if kind.unit == "tokens":
+        if kind.name == FIRST_TOKENS:
             return self._first_tokens(asked, kind.size)
         return self._answers(asked, kind.size)
 
@@ -208,7 +213,7 @@ class SimpleEngine:
 
     def _budget(self, asked: Asked) -> int:
         """Tokens that the answer may have."""
-        left = self.context_of(asked.generation) - len(asked.prompt)
+        left = self._context(asked.generation) - len(asked.prompt)
         limit = asked.generation.get("max_tokens")
         return left if limit is None else min(limit, left)
 

@@ -7,9 +7,9 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from evaluation.answer_log import Given, Log, LogWriter
 from evaluation.benchmarks.protocol import Verdict
 from evaluation.loading import Ready
-from evaluation.records import Given, Log, LogWriter
 
 
 @dataclass(slots=True)
@@ -46,7 +46,7 @@ class Judge:
         """`when_complete` is called in the judge's thread, once a sheet has all verdicts."""
         self._writer = writer
         self._when_complete = when_complete
-        self._queue: queue.Queue[tuple[Sheet, Sequence[int]]] = queue.Queue()
+        self._queue: queue.Queue[tuple[Sheet, Sequence[int]] | None] = queue.Queue()
         self._failure: BaseException | None = None
         threading.Thread(target=self._work, daemon=True).start()
 
@@ -64,12 +64,15 @@ class Judge:
         self._queue.join()
         self.check()
 
+    def close(self) -> None:
+        """Lets the thread end, after what was put before."""
+        self._queue.put(None)
+
     def _work(self) -> None:
-        while True:
-            sheet, indices = self._queue.get()
+        while (put := self._queue.get()) is not None:
             try:
                 if self._failure is None:
-                    self._judge(sheet, indices)
+                    self._judge(*put)
             except BaseException as error:  # raised again by the thread that puts
                 self._failure = error
             finally:

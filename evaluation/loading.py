@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
+from evaluation.answer_log import item_digest
 from evaluation.benchmarks.protocol import DataSource, Item
 from evaluation.engines import Engine, Generation, Prompt
-from evaluation.records import item_digest
 from evaluation.settings import BenchmarkPlan
 
 OFFLINE = "; run_only=[reasoning_gym] measures without any download"
@@ -106,7 +106,8 @@ def make_ready(planned: Planned, source: DataSource, engine: Future[Engine]) -> 
     )
     notes = (*planned.notes, *loaded.notes)
     if too_long and context is not None:
-        advice = "; ask with fewer shots" if "num_shots" in type(plan.benchmark).model_fields else ""
+        has_shots = "num_shots" in type(plan.benchmark).model_fields
+        advice = "; ask with fewer shots" if has_shots else ""
         notes += tuple(too_long_notes(loaded.items, too_long, lengths, context, advice=advice))
     return Ready(
         plan, generation, loaded.items, texts, prompts, too_long, digests, fingerprint, notes

@@ -51,72 +51,83 @@ class PairedBenchmark:
     gained: Sequence[str]  # ids of items that the second alone has right
     lost: Sequence[str]  # that the first alone has right
     notes: Sequence[str]
+    num_lone: int  # categories of one unit, of whose spread nothing is known
     replicates: Replicates = field(repr=False)  # of the difference
 
+    def is_clear(self, difference: Interval) -> bool:
+        """Whether an interval of this benchmark excludes 0 and is to be trusted."""
+        return difference.excludes_zero and not self.num_lone
 
-def shared_items(
-    first: RecordedResults, second: RecordedResults, label: str, *, other_prompts: bool
-) -> tuple[list[tuple[AnsweredItem, AnsweredItem]], list[str]]:
-    """Pairs of items by id, and what differs. ValueError where the data cannot be paired.
 
-    With `other_prompts` items of different data are paired where id and truth are the same.
+def shared_ids(
+    all_results: Sequence[RecordedResults], label: str, *, other_prompts: bool
+) -> frozenset[str]:
+    """The items that all have answered, with the truth that the first has.
+
+    ValueError where the data differ, unless `other_prompts` says that ids and truths are to do.
     """
-    records = [each.benchmarks[label] for each in (first, second)]
-    notes = [
-        f"{key}: {_short(one)} and {_short(other)}"
-        for key, one, other in _differing_settings(*records)
-    ]
-    has_other_data = records[0]["data_fingerprint"] != records[1]["data_fingerprint"]
-    if has_other_data and not other_prompts:
+    prints = [each.benchmarks[label]["data_fingerprint"] for each in all_results]
+    if len(set(prints)) > 1 and not other_prompts:
         raise ValueError(
-            "the data or its prompts differ (fingerprints "
-            f"{records[0]['data_fingerprint'][:8]} and {records[1]['data_fingerprint'][:8]}); "
-            "other_prompts=true pairs items by id where the truths are the same"
+            f"the data or the prompts differ (fingerprints {', '.join(each[:8] for each in prints)}"
+            "); other_prompts=true pairs items of the same id and truth all the same"
         )
-    theirs = {item.id: item for item in second.items[label]}
-    pairs = [(item, theirs[item.id]) for item in first.items[label] if item.id in theirs]
-    same = [pair for pair in pairs if pair[0].truth == pair[1].truth]
-    most = max(len(first.items[label]), len(second.items[label]))
-    if has_other_data:
-        notes.append(f"other data or prompts: {len(same):,} of {most:,} items have one truth")
-    if not same:
-        raise ValueError("no item is the same in both")
-    return same, notes
+    truths = [{item.id: item.truth for item in each.items[label]} for each in all_results]
+    shared = frozenset(
+        key
+        for key, truth in truths[0].items()
+        if all(key in each and each[key] == truth for each in truths)
+    )
+    if not shared:
+        raise ValueError("no item is the same in all")
+    return shared
 
 
 def compare_benchmark(
-    first: RecordedResults, second: RecordedResults, label: str, *, other_prompts: bool = False
+    first: RecordedResults, second: RecordedResults, label: str, ids: frozenset[str]
 ) -> PairedBenchmark:
-    """ValueError where the two cannot be compared."""
-    pairs, notes = shared_items(first, second, label, other_prompts=other_prompts)
-    record = first.benchmarks[label]
-    units = [
-        _units(each.benchmarks[label], [pair[side] for pair in pairs])
-        for side, each in enumerate((first, second))
-    ]
-    figures = [_figure(each, lambda unit: unit.published) for each in units]
-    for each, figure in zip((first, second), figures, strict=True):
-        stored = each.benchmarks[label]["published"][record["headline"]]
-        is_whole = len(pairs) == len(each.items[label])
-        if is_whole and abs(stored - figure) > EQUAL:
-            notes.append(f"{each.folder}: on record is {stored:.4f}, its items make {figure:.4f}")
-    changes = _changes(*units, lambda unit: unit.published)
+    """The second against the first, over items that both have answered."""
+    records = [each.benchmarks[label] for each in (first, second)]
+    items = [[item for item in each.items[label] if item.id in ids] for each in (first, second)]
+    units = [_units(record, some) for record, some in zip(records, items, strict=True)]
+    figures = [_figure(each) for each in units]
+    before, now = units
+    changes = _changes(before, now, lambda unit: unit.published)
+    num_lone = sum(len(each) == 1 for each in changes)
     drawn = _replicates(changes)
     has_robust = all(unit.robust is not None for each in units for unit in each.values())
-    robust = _changes(*units, lambda unit: unit.robust or 0.0) if has_robust else None
+    robust = _changes(before, now, lambda unit: unit.robust or 0.0) if has_robust else None
+    right = [{item.id for item in each if item.correct == 1} for each in items]
     return PairedBenchmark(
         label=label,
-        metric=record["headline"],
+        metric=records[0]["headline"],
         num_units=len(units[0]),
         first=figures[0],
         second=figures[1],
         difference=interval_of(figures[1] - figures[0], drawn),
         robust_difference=interval_of(_mean(robust), _replicates(robust)) if robust else None,
-        gained=[one.id for one, other in pairs if one.correct < 1 and other.correct == 1],
-        lost=[one.id for one, other in pairs if one.correct == 1 and other.correct < 1],
-        notes=notes,
+        gained=[item.id for item in items[0] if item.id in right[1] - right[0]],
+        lost=[item.id for item in items[0] if item.id in right[0] - right[1]],
+        notes=[
+            *_notes(first, figures[0], label, ids),
+            *_notes(second, figures[1], label, ids),
+            *(f"{key}: {_short(one)}, then {_short(now)}" for key, one, now in _changed(*records)),
+            *([f"{num_lone} categories of one item: the interval is too narrow"] * (num_lone > 0)),
+        ],
+        num_lone=num_lone,
         replicates=drawn,
     )
+
+
+def _notes(results: RecordedResults, figure: float, label: str, ids: frozenset[str]) -> list[str]:
+    """What of one evaluation is not as its record says, or left out."""
+    record, items = results.benchmarks[label], results.items[label]
+    if len(ids) < len(items):
+        return [f"{len(items) - len(ids):,} of {len(items):,} items of {results.folder} left out"]
+    stored = record["published"][record["headline"]]
+    if abs(stored - figure) > EQUAL:
+        return [f"{results.folder} has {stored:.4f} on record, but its items make {figure:.4f}"]
+    return []
 
 
 def mean_difference(compared: Sequence[PairedBenchmark]) -> Interval:
@@ -155,10 +166,10 @@ def _polls(record: Mapping[str, Any], items: Sequence[AnsweredItem]) -> dict[str
     return units
 
 
-def _figure(units: Mapping[str, Unit], value: Callable[[Unit], float]) -> float:
+def _figure(units: Mapping[str, Unit]) -> float:
     strata: dict[str, list[float]] = {}
     for unit in units.values():
-        strata.setdefault(unit.stratum, []).append(value(unit))
+        strata.setdefault(unit.stratum, []).append(unit.published)
     return float(np.mean([np.mean(each) for each in strata.values()]))
 
 
@@ -187,9 +198,7 @@ def _replicates(changes: Sequence[NDArray[np.float64]]) -> Replicates:
     return total / len(changes)
 
 
-def _differing_settings(
-    one: Mapping[str, Any], other: Mapping[str, Any]
-) -> list[tuple[str, Any, Any]]:
+def _changed(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     flat = [
         {
             **(each.get("settings") or {}),

@@ -1,10 +1,8 @@
-"""The folder of an evaluation: results.json, items.jsonl, and a log of answers while it runs.
+"""The folder of an evaluation: results.json, items.jsonl, and logs of answers while it runs.
 
-    results/<name>/results.json         what is finished, and with which settings
-    results/<name>/items.jsonl          a line per item of the finished benchmarks
-    results/<name>/answers.<rank>.jsonl every answer and verdict as it comes; gone at the end
-
-A log only grows, a line at a time, so that a kill loses the line being written and nothing else.
+results/<name>/results.json           what is finished, and with which settings
+results/<name>/items.jsonl            a line per item of the finished benchmarks
+results/<name>/answers.<rank>.jsonl   evaluation.answer_log; gone when all is finished
 """
 
 from __future__ import annotations
@@ -15,80 +13,18 @@ import os
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from evaluation.answer_log import LOG_GLOB, Given, encoded, logged_labels, read_logs
 from evaluation.benchmarks.protocol import Item, Verdict
 from training.checkpoint import write_atomically
 
 FORMAT = 1
 RESULTS_FILE, ITEMS_FILE = "results.json", "items.jsonl"
-LOG_GLOB, LOG_NAME = "answers.*.jsonl", "answers.{rank}.jsonl"
 # What makes a model another one; the rest of its description may change (a folder may move).
 OTHER_MODEL = ("checkpoint", "epoch", "step", "weights", "net", "tokenizer_sha256")
-
-
-@dataclass(frozen=True, slots=True)
-class Given:
-    """An answer that is there."""
-
-    text: str
-    finish_reason: str
-    num_tokens: int
-    digest: str  # of the item that it answers
-
-
-@dataclass(slots=True)
-class Log:
-    """What the logs of all ranks hold: answers and verdicts by benchmark and item."""
-
-    answers: dict[tuple[str, str], Given] = field(default_factory=dict)
-    verdicts: dict[tuple[str, str], Verdict] = field(default_factory=dict)
-
-
-class LogWriter:
-    """Appends to the log of one rank."""
-
-    def __init__(self, folder: Path, rank: int) -> None:
-        path = folder / LOG_NAME.format(rank=rank)
-        _drop_torn_line(path)
-        self._file = path.open("ab", buffering=0)
-
-    def answer(self, label: str, item: Item, given: Given) -> None:
-        self._write({"benchmark": label, "id": item.id, "given": asdict(given)})
-
-    def verdict(self, label: str, item: Item, verdict: Verdict) -> None:
-        self._write({"benchmark": label, "id": item.id, "verdict": asdict(verdict)})
-
-    def close(self) -> None:
-        self._file.close()
-
-    def _write(self, line: Mapping[str, Any]) -> None:
-        content = encoded(line)
-        if self._file.write(content) != len(content):
-            raise OSError(f"{self._file.name} could not be written to its end: is the disk full?")
-
-
-def read_logs(folder: Path) -> Log:
-    """All that is logged; a last line that a kill cut off is left out. ValueError names others."""
-    log = Log()
-    for path in sorted(folder.glob(LOG_GLOB)):
-        lines = path.read_bytes().split(b"\n")
-        for number, content in enumerate(lines[:-1], start=1):  # what follows the last end is torn
-            try:
-                line = json.loads(content)
-                key = (line["benchmark"], line["id"])
-                if "given" in line:
-                    log.answers[key] = Given(**line["given"])
-                    log.verdicts.pop(key, None)  # it was of an earlier answer
-                else:
-                    log.verdicts[key] = Verdict(**line["verdict"])
-            except (ValueError, TypeError, KeyError):
-                raise ValueError(
-                    f"{path}:{number} is no line of answers; remove that line, or the folder"
-                ) from None
-    return log
 
 
 @dataclass(slots=True)
@@ -131,8 +67,10 @@ class ResultsFolder:
         self.save()
 
     def remove_logs(self) -> None:
-        for path in self.path.glob(LOG_GLOB):
-            path.unlink()
+        """Unless they hold answers of a benchmark that is not finished."""
+        if logged_labels(read_logs(self.path)) <= self.finished.keys():
+            for path in self.path.glob(LOG_GLOB):
+                path.unlink()
 
     def _in_order(self, labels: Mapping[str, Any]) -> list[str]:
         earlier = [label for label in labels if label not in self.order]
@@ -152,6 +90,11 @@ def open_results(path: Path, header: dict[str, Any], order: Sequence[str]) -> Re
         )
     if stored is not None:
         _require_same_model(path, stored["model"], header["model"])
+        begun = stored["benchmarks"].keys() | logged_labels(read_logs(path))
+        before = stored["settings"]["benchmarks"]
+        stored["settings"]["benchmarks"] = {
+            label: each for label, each in before.items() if label in begun
+        }
         changes = changed_settings(stored["settings"], header["settings"])
         if changes:
             kept = _moved_aside(path)
@@ -164,10 +107,9 @@ def open_results(path: Path, header: dict[str, Any], order: Sequence[str]) -> Re
     folder = ResultsFolder(path, header, {}, order)
     if stored is not None:
         folder.finished = dict(stored["benchmarks"])
-        settings = header["settings"]
-        before = stored["settings"]["benchmarks"]
+        settings, before = header["settings"], stored["settings"]["benchmarks"]
         settings["benchmarks"] = {**before, **settings["benchmarks"]}
-        earlier = [label for label in stored["benchmarks"] if label not in order]
+        earlier = [label for label in before if label not in order]
         folder.order = [*earlier, *order]
         header["started_at"] = stored["started_at"]
         header["seconds"] += stored["seconds"]
@@ -178,25 +120,39 @@ def open_results(path: Path, header: dict[str, Any], order: Sequence[str]) -> Re
 
 def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What differs, in words; benchmarks that only one of them has are no difference."""
-    changes = _differences(
-        {key: value for key, value in before.items() if key != "benchmarks"},
-        {key: value for key, value in now.items() if key != "benchmarks"},
-        "",
-    )
-    for label in before["benchmarks"].keys() & now["benchmarks"].keys():
-        changes += _differences(before["benchmarks"][label], now["benchmarks"][label], label)
-    return changes
+    whose: dict[str, list[str]] = {}
+    parts = [("", before, now)]
+    parts += [
+        (label, before["benchmarks"][label], now["benchmarks"][label])
+        for label in now["benchmarks"]
+        if label in before["benchmarks"]
+    ]
+    for label, earlier, later in parts:
+        flat, other = _flat(earlier), _flat(later)
+        for key in dict.fromkeys((*flat, *other)):
+            if flat.get(key) != other.get(key):
+                change = f"{key}={_short(flat.get(key))}, now {_short(other.get(key))}"
+                whose.setdefault(change, []).append(label)
+    return [
+        change if labels == [""] else f"{change} ({', '.join(labels)})"
+        for change, labels in whose.items()
+    ]
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys joined by dots, but those of single benchmarks."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and key != "benchmarks":
+            flat |= _flat(value, f"{prefix}{key}.")
+        elif key != "benchmarks":
+            flat[f"{prefix}{key}"] = value
+    return flat
 
 
 def fingerprint(settings: Mapping[str, Any]) -> str:
     """SHA-256 of settings, as JSON."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-
-
-def item_digest(item: Item, prompt: str) -> str:
-    """Tells an item with its prompt from what had the same id in other data."""
-    content = json.dumps([prompt, item.truth, item.letters])
-    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def item_line(
@@ -218,11 +174,6 @@ def item_line(
         "problem": verdict.problem,
         "detail": dict(verdict.detail),
     }
-
-
-def encoded(line: Mapping[str, Any]) -> bytes:
-    """A line of a JSONL file. Half a surrogate pair, which a model may write, stays escaped."""
-    return (json.dumps(line) + "\n").encode()
 
 
 def _read(path: Path) -> dict[str, Any] | None:
@@ -251,16 +202,6 @@ def _require_same_model(path: Path, before: Mapping[str, Any], now: Mapping[str,
         )
 
 
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any], where: str) -> list[str]:
-    keys = dict.fromkeys((*before, *now))
-    prefix = f"{where}: " if where else ""
-    return [
-        f"{prefix}{key}={_short(before.get(key))}, now {_short(now.get(key))}"
-        for key in keys
-        if before.get(key) != now.get(key)
-    ]
-
-
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 80 else f"{text[:80]}..."
@@ -275,14 +216,6 @@ def _moved_aside(path: Path) -> Path:
         kept = path.with_name(f"{path.name}.{stamp}-{number}")
     path.rename(kept)
     return kept
-
-
-def _drop_torn_line(path: Path) -> None:
-    if path.is_file():
-        content = path.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            os.truncate(path, whole)
 
 
 def folder_name(text: str) -> str:

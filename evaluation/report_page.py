@@ -69,9 +69,12 @@ def _main(results: RecordedResults, found: Sequence[BenchmarkSummary]) -> Iterab
         yield _section("At equal training FLOPs, 1e21 (published)", _flops_table(found))
     for summary in found:
         yield _benchmark(summary, is_open=len(found) <= 2)
-    rows = [(key, f'<td class="long">{in_html(value)}</td>') for key, value in settings_rows(results)]
+    rows = [
+        (key, f'<td class="long">{in_html(value)}</td>') for key, value in settings_rows(results)
+    ]
     table = _table((), [f"<th>{in_html(key)}</th>{value}" for key, value in rows])
-    yield f"<section class='folded'><details><summary><h2>Settings and versions</h2></summary>{table}</details></section>"
+    head = "<summary><h2>Settings and versions</h2></summary>"
+    yield f"<section class='folded'><details>{head}{table}</details></section>"
 
 
 def _section(title: str, content: str) -> str:

@@ -18,10 +18,10 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from evaluation.answer_log import Given, Log, LogWriter, read_logs
 from evaluation.engines import Answered, Asked, Engine, Generation, StreamKind
 from evaluation.judging import Judge, Sheet
 from evaluation.loading import Loader, Planned, Ready
-from evaluation.records import Given, Log, LogWriter, read_logs
 from inference.requests import FinishReason
 from training.distributed import World
 
@@ -66,6 +66,7 @@ class Runner:
                 self._run_stream(stream)
         finally:
             self._writer.close()
+            self._judge.close()
 
     def _run_stream(self, stream: Sequence[Planned]) -> None:
         kind = self.engine.kind_of(stream[0].generation)

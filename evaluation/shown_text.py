@@ -54,10 +54,14 @@ def as_text(value: Any) -> str:
     if value is None:
         return "none"
     if isinstance(value, dict):  # a puzzle: what its verifier needs
-        told = ", ".join(f"{key} {value[key]}" for key in ("task", "level", "index") if key in value)
+        told = ", ".join(
+            f"{key} {value[key]}" for key in ("task", "level", "index") if key in value
+        )
         return value.get("response") or f"as the verifier says ({told})"
     if isinstance(value, list):  # of accepted answers, each a list of spans
-        return " | ".join(", ".join(each) if isinstance(each, list) else str(each) for each in value)
+        return " | ".join(
+            ", ".join(each) if isinstance(each, list) else str(each) for each in value
+        )
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, ClassVar
 
-from evaluation.engines import Answered, Asked, Generation, Prompt, StreamKind
+from evaluation.engines import ANSWERS, Answered, Asked, Generation, Prompt, StreamKind
 
 INSTALL = "pip install -r requirements-eval.txt"
 CHUNK = 2048  # prompts handed over at a time: a kill loses the answers to no more of them
@@ -20,7 +20,7 @@ class VLLMEngine:
     def __init__(self, ckpt_path: str, settings: Mapping[str, Any]) -> None:
         """`settings` go to `vllm.LLM`. ValueError where vLLM is not installed."""
         try:
-            from vllm import LLM, SamplingParams
+            from vllm import LLM, SamplingParams  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise ValueError(
                 f"engine=VLLMEngine needs vLLM, which does not import here ({error}); {INSTALL}"
@@ -46,7 +46,7 @@ class VLLMEngine:
 
     def kind_of(self, generation: Generation) -> StreamKind:
         """vLLM finds its batch size itself."""
-        return StreamKind(CHUNK, "prompts")
+        return StreamKind(ANSWERS, CHUNK, "prompts")
 
     def prepare(self, texts: Sequence[str], generation: Generation) -> Sequence[Prompt]:
         return list(texts)

@@ -1,4 +1,4 @@
-"""Results folders for the tests of what reads them: golden answers on record, without any engine."""
+"""Results folders for the tests of what reads them: given answers on record, without an engine."""
 
 from __future__ import annotations
 

@@ -70,7 +70,9 @@ class Example:
     @property
     def options(self) -> list[tuple[str, str]]:
         """(context, continuation) of each option."""
-        return [(each, continuation) for each in self.contexts for continuation in self.continuations]
+        return [
+            (each, continuation) for each in self.contexts for continuation in self.continuations
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +102,9 @@ class Bundle:
         known = [entry.label for entry in self.entries]
         for label in labels:
             if label not in known:
-                raise ValueError(f"{label!r} is no task of {self.folder}; it has {', '.join(known)}")
+                raise ValueError(
+                    f"{label!r} is no task of {self.folder}; it has {', '.join(known)}"
+                )
         return [entry for entry in self.entries if not labels or entry.label in labels]
 
     def file_of(self, entry: TaskEntry) -> Path:

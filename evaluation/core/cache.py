@@ -1,7 +1,7 @@
 """Prompts as token ids, kept on disk: a tokenizer sees a task once.
 
-    <folder>/<name>-<digest>.json     what the ids were made of: written last
-    <folder>/<name>-<digest>.ids.npy, .ends.npy    int32 ids of all prompts; int64 ends of each
+<folder>/<name>-<digest>.json     what the ids were made of: written last
+<folder>/<name>-<digest>.ids.npy, .ends.npy    int32 ids of all prompts; int64 ends of each
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -63,17 +64,15 @@ class PromptCache:
             return None
         try:
             ids, ends = (np.load(path, mmap_mode="r", allow_pickle=False) for path in paths[:2])
-            is_whole = json.loads(paths[-1].read_bytes()) == key and _fit(ids, ends)
+            if json.loads(paths[-1].read_bytes()) == key and _fit(ids, ends):
+                return [
+                    array("i", np.ascontiguousarray(ids[start:end]).tobytes())
+                    for start, end in pairwise((0, *ends.tolist()))
+                ]
         except (OSError, ValueError, EOFError):
-            is_whole = False
-        if not is_whole:
-            self.tell(f"{paths[-1]} is not whole; its prompts are made again")
-            return None
-        starts = [0, *ends.tolist()]
-        return [
-            array("i", np.ascontiguousarray(ids[start:end]).tobytes())
-            for start, end in zip(starts[:-1], starts[1:], strict=True)
-        ]
+            pass  # cut off, or no array: told below
+        self.tell(f"{paths[-1]} is not whole; its prompts are made again")
+        return None
 
 
 def _fit(ids: np.ndarray, ends: np.ndarray) -> bool:
@@ -81,8 +80,8 @@ def _fit(ids: np.ndarray, ends: np.ndarray) -> bool:
     return is_flat and len(ends) > 0 and bool((np.diff(ends) > 0).all()) and ends[-1] == len(ids)
 
 
-def _paths(stem: Path) -> tuple[Path, Path, Path]:
-    return tuple(stem.with_name(f"{stem.name}{end}") for end in (".ids.npy", ".ends.npy", ".json"))
+def _paths(stem: Path) -> list[Path]:
+    return [stem.with_name(f"{stem.name}{end}") for end in (".ids.npy", ".ends.npy", ".json")]
 
 
 def _write(folder: Path, stem: str, key: Mapping[str, Any], made: Sequence[array[int]]) -> None:

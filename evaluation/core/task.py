@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from math import isfinite
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -46,13 +46,12 @@ class CoreTask(Benchmark):
     def splits(self) -> list[Split]:
         return []
 
-    @cached_property
     def rows(self) -> list[RenderedRow]:
+        """In the order in which they are asked."""
         bundle = Bundle.open(self.bundle)
         examples = in_core_order(bundle.examples(self.task), self.max_per_task)
         return list(rendered(examples, self.task))
 
-    @cached_property
     def digest(self) -> str:
         """Of all that decides the rows."""
         return Bundle.open(self.bundle).digest(self.task)
@@ -60,7 +59,7 @@ class CoreTask(Benchmark):
     def load(self, source: DataSource) -> Loaded:
         """Reads the bundle; `source` is not asked."""
         items = []
-        for index, row in enumerate(self.rows):
+        for index, row in enumerate(self.rows()):
             is_text = row.kind == "language_modeling"
             truth = ALL_GREEDY if is_text else row.example.gold
             items.append(Item(f"{self.task.label}/{index}", row.shown, truth))
@@ -90,14 +89,18 @@ class CoreTask(Benchmark):
 
 def measured(scores: Sequence[Score | None], *, is_text: bool) -> str:
     """The answer to a row: of each option the score of its span, None where it did not fit."""
-    losses = [
-        None if score is None or score.is_too_long else -score.total / len(score.logprobs)
-        for score in scores
-    ]
+    losses = [_mean_loss(score) for score in scores]
     found: dict[str, Any] = {"losses": losses}
     if is_text and scores[0] is not None:
         found["is_greedy"] = scores[0].is_greedy
     return json.dumps(found)
+
+
+def _mean_loss(score: Score | None) -> float | None:
+    if score is None or score.is_too_long:
+        return None
+    loss = -score.total / len(score.logprobs)
+    return loss if isfinite(loss) else None
 
 
 def centred(accuracy: float, chance: float) -> float:
@@ -106,12 +109,17 @@ def centred(accuracy: float, chance: float) -> float:
 
 
 def centred_figures(verdicts: Sequence[Verdict], chance: float) -> Figures:
-    """`n`, `acc`, `invalid`, and `centred`."""
+    """`n`, `acc`, `invalid`, and `centred`; `acc_robust` where every verdict has such a credit."""
     average = micro_average(tally(verdicts))
     error = standard_error([verdict.correct for verdict in verdicts])
     errors = {"acc": error, "centred": None if error is None else error / (1 - chance)}
     published = {**average, "centred": centred(average["acc"], chance)}
-    return Figures(published, standard_errors=known(errors))
+    credits = [verdict.robust for verdict in verdicts if verdict.robust is not None]
+    robust = {}
+    if credits and len(credits) == len(verdicts):
+        robust["acc_robust"] = mean(credits)
+        errors["acc_robust"] = standard_error(credits)
+    return Figures(published, robust, known(errors))
 
 
 def mean_centred(records: Mapping[str, Mapping[str, Any]]) -> tuple[float, float | None]:

@@ -1,0 +1,366 @@
+"""Speed of generation and of multiple choice, both sides in one run, on random weights.
+
+    python scripts/benchmark_generation.py                              # nano on a CPU
+    python scripts/benchmark_generation.py sizes=nano,wide output=generation.json
+    python scripts/benchmark_generation.py device=cuda sizes=xl         # beside the bandwidth limit
+
+On a CPU `generate` of transformers answers the same prompts with the same weights: batches of
+prompts sorted by length, left-padded, with its cache, each row stopped where its answer ends, the
+fastest of several batch sizes; one thread and fp32 on both sides, seconds of this process alone.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from data_io.options import parse_options
+from models.attention import select_attention
+from models.language_model import LanguageModel
+from models.linear import pick_linear_kernel, set_linear_kernel
+from simple_inference_engine import InferenceEngine, Request
+from training.console import refuse
+from training.distributed import pick_device
+from training.export_format import ARCH_ADAPTER
+
+Figures = dict[str, Any]
+HRM: dict[str, Any] = {"name": "hrm", "half_layers": True, "H_cycles": 2, "L_cycles": 3}
+SIZES: dict[str, tuple[dict[str, Any], int]] = {  # settings, vocabulary
+    "nano": ({**HRM, "n_layers": 4, "hidden_size": 64, "num_heads": 4}, 512),
+    "wide": ({**HRM, "n_layers": 4, "hidden_size": 1024, "num_heads": 8}, 4096),
+    "xl": ({**HRM, "n_layers": 32, "hidden_size": 1536, "num_heads": 12}, 65536),
+}
+PROMPT_TOKENS, ANSWER_TOKENS, MAX_CONTEXT = (20, 400), (5, 200), 1024
+QUESTION_TOKENS, NUM_OPTIONS = (20, 120), 4
+BATCH_SIZES = {"nano": (16, 32, 64, 128), "wide": (4, 8, 16)}  # that transformers is tried with
+AGREEING = (4, 16)  # prompts, and tokens of each answer, that both sides make alike beforehand
+DECODED_ROWS, DECODED = (1, 64), (128, 300)  # answers at a time; tokens of each, and of its prompt
+
+
+class BenchmarkOptions(BaseModel):
+    """What is measured."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sizes: list[Literal["nano", "wide", "xl"]] = Field(
+        default=["nano"], description="nano, wide (D 1024): against transformers; xl: on a GPU"
+    )
+    device: str = Field(default="cpu", description="cpu, cuda, cuda:1")
+    prompts: PositiveInt = Field(default=256, description="answers to make, and questions")
+    repeats: PositiveInt = Field(default=2, description="runs of each side; the fastest counts")
+    batch_size: PositiveInt = Field(default=64, description="answers made at a time, on our side")
+    decode: Literal["auto", "eager", "compiled", "cuda_graph"] = Field(
+        default="auto", description="how one token more is computed, on our side"
+    )
+    output: Path | None = Field(default=None, description="JSON file of all figures")
+    quick: bool = Field(default=False, description="a few short prompts: a test of the script")
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Prompts, and how long the answer to each is."""
+
+    prompts: list[list[int]]
+    answer_lens: list[int]
+
+    @classmethod
+    def random(cls, count: int, vocab_size: int, *, quick: bool) -> Work:
+        """The same at every call; lengths are drawn evenly, shorter ones where it is `quick`."""
+        generator = torch.Generator().manual_seed(0)
+
+        def lengths(bounds: tuple[int, int]) -> list[int]:
+            low, high = bounds
+            high = low + (high - low) // 20 if quick else high
+            return torch.randint(low, high + 1, (count,), generator=generator).tolist()
+
+        prompt_lens, answer_lens = lengths(PROMPT_TOKENS), lengths(ANSWER_TOKENS)
+        draw = [torch.randint(1, vocab_size, (n,), generator=generator) for n in prompt_lens]
+        return cls([tokens.tolist() for tokens in draw], answer_lens)
+
+
+def build(size: str, device: torch.device, dtype: torch.dtype) -> LanguageModel:
+    """A net of that size with seeded weights, ready to be asked."""
+    settings, vocab_size = SIZES[size]
+    config = ARCH_ADAPTER.validate_python(settings)
+    head_size = config.answer_stack.head_size
+    attention, _ = select_attention("auto", device=device, dtype=dtype, head_size=head_size)
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = LanguageModel(config, vocab_size, attention)
+    return model.to(dtype).requires_grad_(False).eval()
+
+
+def engine_for(
+    model: LanguageModel, options: BenchmarkOptions, max_rows: int | None = None
+) -> InferenceEngine:
+    """Our side."""
+    max_rows = max_rows or options.batch_size
+    return InferenceEngine(model, max_context=MAX_CONTEXT, max_rows=max_rows, decode=options.decode)
+
+
+def machine(device: str) -> str:
+    """What the figures belong to."""
+    on_gpu = torch.device(device).type == "cuda"
+    return torch.cuda.get_device_name(device) if on_gpu else platform.processor() or "CPU"
+
+
+def seconds(device: torch.device) -> float:
+    """A clock; on CPUs of this process alone, whatever else the machine is doing."""
+    if device.type != "cuda":
+        return time.process_time()
+    torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def fastest(calls: dict[str, Callable[[], object]], repeats: int, device: torch.device) -> Figures:
+    """Seconds of the fastest run of each, taken in turn: what slows one down slows all down."""
+    found: dict[str, float] = {}
+    for _ in range(repeats):
+        for name, call in calls.items():
+            started_at = seconds(device)
+            call()
+            elapsed_s = seconds(device) - started_at
+            found[name] = min(found.get(name, elapsed_s), elapsed_s)
+    return found
+
+
+# --- transformers ------------------------------------------------------------------------------
+
+
+def transformers_model(model: LanguageModel) -> Any:
+    """The same weights in transformers' own class."""
+    from transformers import HrmTextConfig, HrmTextForCausalLM
+
+    config = model.config
+    stack = config.stack_config()
+    theirs = HrmTextForCausalLM(
+        HrmTextConfig(
+            vocab_size=len(model.lm_head.weight),
+            hidden_size=stack.hidden_size,
+            intermediate_size=stack.mlp_size,
+            num_hidden_layers=stack.n_layers,
+            num_attention_heads=stack.num_heads,
+            head_dim=stack.head_size,
+            H_cycles=HRM["H_cycles"],
+            L_cycles=HRM["L_cycles"],
+            embedding_scale=1 / config.answer_stack.in_std,
+            rms_norm_eps=stack.norm_eps,
+            rope_parameters={"rope_type": "default", "rope_theta": stack.rope_theta},
+            max_position_embeddings=MAX_CONTEXT,
+            pad_token_id=0,
+        )
+    )
+    theirs.load_state_dict(split_weights(model), strict=True)
+    return theirs.eval()
+
+
+def split_weights(model: LanguageModel) -> dict[str, Tensor]:
+    """Our weights by the names of that class, which does not fuse projections."""
+    found: dict[str, Tensor] = {}
+    fused = {
+        "attn.gqkv_proj": [f"self_attn.{part}_proj" for part in ("gate", "q", "k", "v")],
+        "mlp.gate_up_proj": ["mlp.gate_proj", "mlp.up_proj"],
+        "attn.o_proj": ["self_attn.o_proj"],
+    }
+    for name, tensor in model.state_dict().items():
+        ours = next((part for part in fused if part in name), "")
+        parts = fused.get(ours, [""])
+        for part, piece in zip(parts, tensor.float().chunk(len(parts)), strict=True):
+            found[name.replace(ours, part)] = piece
+    return found
+
+
+def their_answers(theirs: Any, work: Work, batch_size: int) -> list[list[int]]:
+    """Answers by `generate`, in the order of the prompts."""
+    from transformers import StoppingCriteria, StoppingCriteriaList
+
+    class OwnLength(StoppingCriteria):
+        """Ends each row where its answer does, so that a batch is done with its longest answer."""
+
+        def __init__(self, start: int, lengths: Sequence[int]) -> None:
+            self.ends = start + torch.tensor(lengths)
+
+        def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
+            return input_ids.shape[1] >= self.ends
+
+    answers: list[list[int]] = [[] for _ in work.prompts]
+    order = sorted(range(len(answers)), key=lambda index: len(work.prompts[index]))
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        prompts = [torch.tensor(work.prompts[index]) for index in batch]
+        ids = torch.nn.utils.rnn.pad_sequence(prompts, batch_first=True, padding_side="left")
+        ones = [torch.ones_like(prompt) for prompt in prompts]
+        mask = torch.nn.utils.rnn.pad_sequence(ones, batch_first=True, padding_side="left")
+        lengths = [work.answer_lens[index] for index in batch]
+        width = ids.shape[1]
+        rows = theirs.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            token_type_ids=mask,
+            do_sample=False,
+            max_new_tokens=max(lengths),
+            stopping_criteria=StoppingCriteriaList([OwnLength(width, lengths)]),
+        )
+        for index, row in zip(batch, rows.tolist(), strict=True):
+            answers[index] = row[width : width + work.answer_lens[index]]
+    return answers
+
+
+def our_answers(engine: InferenceEngine, work: Work) -> list[list[int]]:
+    """Answers by our engine, in the order of the prompts."""
+    requests = (
+        Request(prompt, max_new_tokens=length)
+        for prompt, length in zip(work.prompts, work.answer_lens, strict=True)
+    )
+    answers: list[list[int]] = [[] for _ in work.prompts]
+    for answer in engine.answer(requests):
+        answers[answer.index] = list(answer.token_ids)
+    return answers
+
+
+# --- what is measured --------------------------------------------------------------------------
+
+
+def compare_generation(model: LanguageModel, size: str, options: BenchmarkOptions) -> Figures:
+    """Tokens per second of both sides; ValueError where they do not say the same."""
+    device = model.lm_head.weight.device
+    work = Work.random(options.prompts, len(model.lm_head.weight), quick=options.quick)
+    engine = engine_for(model, options)
+    theirs = transformers_model(model)
+    count, length = AGREEING
+    few = Work(work.prompts[:count], [length] * len(work.prompts[:count]))
+    if our_answers(engine, few) != their_answers(theirs, few, count):
+        raise ValueError(f"{size}: the two sides answer differently; their times mean nothing")
+    calls: dict[str, Callable[[], object]] = {"ours": partial(our_answers, engine, work)}
+    for batch_size in BATCH_SIZES[size][: 1 if options.quick else None]:
+        name = f"transformers, batch {batch_size}"
+        calls[name] = partial(their_answers, theirs, work, batch_size)
+    elapsed_s = fastest(calls, options.repeats, device)
+    num_tokens = sum(work.answer_lens)
+    best = min((name for name in elapsed_s if name != "ours"), key=elapsed_s.__getitem__)
+    return {
+        "prompt_tokens": sum(map(len, work.prompts)),
+        "answer_tokens": num_tokens,
+        "tokens_per_s": {name: num_tokens / each for name, each in elapsed_s.items()},
+        "best": best,
+        "ratio": elapsed_s[best] / elapsed_s["ours"],
+    }
+
+
+def compare_multiple_choice(model: LanguageModel, options: BenchmarkOptions) -> Figures:
+    """Questions per second: one prefill after the other, and packed."""
+    device, vocab_size = model.lm_head.weight.device, len(model.lm_head.weight)
+    generator = torch.Generator().manual_seed(1)
+    low, high = QUESTION_TOKENS
+    lengths = torch.randint(low, high + 1, (options.prompts,), generator=generator).tolist()
+    letters = list(range(1, NUM_OPTIONS + 1))
+    draw = [torch.randint(1, vocab_size, (n,), generator=generator) for n in lengths]
+    questions = [(tokens.tolist(), letters) for tokens in draw]
+    engine = engine_for(model, options)
+    chosen: dict[str, list[int]] = {}
+
+    def ask(name: str, groups: list[list[tuple[list[int], list[int]]]]) -> None:
+        scores = [score for group in groups for score in engine.score_options_ids(group)]
+        best = [max(range(NUM_OPTIONS), key=score.logprobs.__getitem__) for score in scores]
+        chosen[name] = best
+
+    calls = {
+        "one by one": lambda: ask("one by one", [[question] for question in questions]),
+        "packed": lambda: ask("packed", [questions]),
+    }
+    elapsed_s = fastest(calls, options.repeats, device)
+    return {
+        "question_tokens": sum(lengths),
+        "questions_per_s": {name: len(questions) / each for name, each in elapsed_s.items()},
+        "letters_agree": sum(map(int.__eq__, *chosen.values())) / len(questions),
+        "ratio": elapsed_s["one by one"] / elapsed_s["packed"],
+    }
+
+
+def measure_decoding(model: LanguageModel, options: BenchmarkOptions) -> Figures:
+    """Tokens per second of decoding beside what reading weights and cache from memory allows."""
+    device = model.lm_head.weight.device
+    steps, prompt_len = (4, 20) if options.quick else DECODED
+    copied = torch.empty(1 << (20 if options.quick else 31), dtype=torch.uint8, device=device)
+    bytes_per_s = 2 * copied.nbytes / fastest({"copy": copied.clone}, 5, device)["copy"]
+    del copied
+    stacks = model.config.stacks()
+    applied = [stacks[each.stack] for each in model.config.applications()]
+    weights = model.lm_head.weight.numel() + sum(each.num_parameters for each in applied)
+    per_token = sum(2 * each.n_layers * each.hidden_size for each in applied)  # of the cache
+    figures: Figures = {"bytes_per_s": bytes_per_s}
+    for batch in DECODED_ROWS:
+        engine = engine_for(model, options, max_rows=batch)
+        prompts = [list(range(1, prompt_len + 1))] * batch
+        short, long = (Work(prompts, [tokens] * batch) for tokens in (2, 2 + steps))
+        our_answers(engine, long)  # compiles, captures
+        calls = {"short": partial(our_answers, engine, short)}
+        calls["long"] = partial(our_answers, engine, long)
+        elapsed_s = fastest(calls, options.repeats, device)
+        numbers = weights + batch * per_token * (prompt_len + steps / 2)  # read in a step
+        limit = batch * bytes_per_s / (numbers * model.lm_head.weight.element_size())
+        found = batch * steps / (elapsed_s["long"] - elapsed_s["short"])
+        figures[f"batch {batch}"] = {"tokens_per_s": found, "limit": limit, "share": found / limit}
+    return figures
+
+
+def measure(size: str, options: BenchmarkOptions) -> Figures:
+    """All that is measured at one size."""
+    device = pick_device(options.device)
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    model = build(size, device, dtype)
+    kernel, _ = pick_linear_kernel(device, model.config.hidden_size)
+    set_linear_kernel(kernel)
+    figures: Figures = {"dtype": str(dtype), "linear": kernel, "attention": model.attention.name}
+    figures["decode"] = engine_for(model, options).decode
+    if device.type == "cpu":
+        figures["generation"] = compare_generation(model, size, options)
+    else:
+        figures["decoding"] = measure_decoding(model, options)
+    return figures | {"multiple_choice": compare_multiple_choice(model, options)}
+
+
+def shown(figures: Figures, indent: str = "  ") -> str:
+    """Figures as lines."""
+    lines = []
+    for name, value in figures.items():
+        if isinstance(value, dict):
+            lines += [f"{indent}{name}", shown(value, indent + "  ")]
+        else:
+            text = f"{value:,.2f}" if isinstance(value, float) else value
+            lines.append(f"{indent}{name}: {text}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Command line."""
+    try:
+        options = parse_options(BenchmarkOptions, sys.argv[1:], __doc__ or "")
+        torch.set_num_threads(1)
+        found: Figures = {"torch": torch.__version__, "machine": machine(options.device)}
+        found["options"] = options.model_dump(mode="json")
+        for size in options.sizes:
+            found[size] = measure(size, options)
+            print(f"{size}\n{shown(found[size])}", flush=True)
+            if options.output:  # after each: a run that is stopped leaves what it found
+                options.output.parent.mkdir(parents=True, exist_ok=True)
+                options.output.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    except (ValueError, OSError) as error:
+        refuse(str(error))
+
+
+if __name__ == "__main__":
+    main()
