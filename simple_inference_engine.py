@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from data_io.prompt_format import PromptFormat
 from inference.decoding import pick_decode_mode
@@ -26,7 +27,7 @@ from inference.requests import (
     TextAnswer,
     Token,
 )
-from inference.rows import CacheRows, Draft, take_together
+from inference.rows import CacheRows, Draft
 from inference.scoring import score_continuations, score_options, score_spans
 from inference.stop_texts import StopTexts
 from inference.texts import answer_ids, option_ids
@@ -131,7 +132,7 @@ class InferenceEngine:
         waiting = self._drafts(requests)
         try:
             while True:
-                taken = list(take_together(waiting, rows.num_rows_to_fill()))
+                taken = list(islice(waiting, rows.num_rows_to_fill()))
                 if taken:
                     yield from (draft.answer() for draft in taken if draft.finish_reason)
                     added = rows.prefill([draft for draft in taken if not draft.finish_reason])

@@ -61,11 +61,10 @@ def compare(results: Sequence[RecordedResults], options: CompareOptions) -> Comp
             continue
         try:
             ids = shared_ids(results, label, other_prompts=options.other_prompts)
+            first, *others = results
+            benchmarks[label] = [compare_benchmark(first, each, label, ids) for each in others]
         except ValueError as error:
             left_out.append(f"{label}: {error}")
-            continue
-        first, *others = results
-        benchmarks[label] = [compare_benchmark(first, each, label, ids) for each in others]
     if not benchmarks:
         raise ValueError(f"nothing can be compared: {'; '.join(left_out) or 'no benchmark'}")
     return Comparison(_names(results, options.names), results, benchmarks, left_out)

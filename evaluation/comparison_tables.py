@@ -36,20 +36,24 @@ class Comparison:
 
 def markdown(comparison: Comparison) -> Iterator[str]:
     """The table for a paper, then what flipped and what differs."""
-    first, *others = comparison.names
+    first, *others = map(in_markdown_cell, comparison.names)
     names = ["benchmark", "n", first]
     for each in others:
         names += [each, f"{each} - {first} [95 %]"]
-    yield from _markdown_row(names)
+    yield _markdown_row(names)
     yield f"|---|{'---:|' * (len(names) - 1)}"
     for label, row in comparison.benchmarks.items():
-        cells = [f"{label} ({row[0].metric})", f"{row[0].num_units:,}", _percent(row[0].first)]
+        cells = [
+            in_markdown_cell(f"{label} ({row[0].metric})"),
+            f"{row[0].num_units:,}",
+            _percent(row[0].first),
+        ]
         for each in row:
             cells += [
                 _percent(each.second),
                 _points(each.difference, is_clear=each.is_clear(each.difference)),
             ]
-        yield from _markdown_row(cells)
+        yield _markdown_row(cells)
     if len(comparison.benchmarks) > 1:
         cells = [
             "mean",
@@ -59,7 +63,7 @@ def markdown(comparison: Comparison) -> Iterator[str]:
         for index, mean in enumerate(comparison.means()):
             seconds = (row[index].second for row in comparison.benchmarks.values())
             cells += [_percent(_mean(seconds)), _points(mean, is_clear=comparison.is_clear(index))]
-        yield from _markdown_row(cells)
+        yield _markdown_row(cells)
     yield ""
     yield "Differences in points, bold where the interval excludes 0."
     for index, name in enumerate(others):
@@ -73,7 +77,7 @@ def _details(comparison: Comparison, index: int, name: str) -> Iterator[str]:
     """Flips, robust differences and settings that differ, of one against the first."""
     yield from ("", f"## {in_markdown_cell(name)} against {in_markdown_cell(comparison.names[0])}")
     yield ""
-    yield from _markdown_row(["benchmark", "robust difference", "now right", "now wrong"])
+    yield _markdown_row(["benchmark", "robust difference", "now right", "now wrong"])
     yield "|---|---:|---|---|"
     for label, row in comparison.benchmarks.items():
         each = row[index]
@@ -81,7 +85,9 @@ def _details(comparison: Comparison, index: int, name: str) -> Iterator[str]:
         if each.robust_difference is not None:
             is_clear = each.is_clear(each.robust_difference)
             robust = _points(each.robust_difference, is_clear=is_clear)
-        yield from _markdown_row([label, robust, _listed(each.gained), _listed(each.lost)])
+        yield _markdown_row(
+            [in_markdown_cell(label), robust, _listed(each.gained), _listed(each.lost)]
+        )
     notes = [
         (label, note) for label, row in comparison.benchmarks.items() for note in row[index].notes
     ]
@@ -123,18 +129,12 @@ def latex(comparison: Comparison) -> Iterator[str]:
     yield r"\end{tabular}"
 
 
-def _markdown_row(cells: Sequence[str]) -> Iterator[str]:
-    # bold is ours: what others wrote is escaped before it is set
-    yield f"| {' | '.join(_cell(cell) for cell in cells)} |"
-
-
-def _cell(text: str) -> str:
-    is_bold = text.startswith("**") and text.endswith("**")
-    return f"**{in_markdown_cell(text[2:-2])}**" if is_bold else in_markdown_cell(text)
+def _markdown_row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def _listed(ids: Sequence[str]) -> str:
-    shown = ", ".join(ids[:LISTED])
+    shown = in_markdown_cell(", ".join(ids[:LISTED]))
     return f"{len(ids):,}" + (f": {shown}{', ...' if len(ids) > LISTED else ''}" if ids else "")
 
 

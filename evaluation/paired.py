@@ -86,8 +86,14 @@ def shared_ids(
 def compare_benchmark(
     first: RecordedResults, second: RecordedResults, label: str, ids: frozenset[str]
 ) -> PairedBenchmark:
-    """The second against the first, over items that both have answered."""
+    """The second against the first, over items that both have answered.
+
+    ValueError where one has not the figure that is compared.
+    """
     records = [each.benchmarks[label] for each in (first, second)]
+    for each in records:
+        if each["headline"] not in each["published"]:
+            raise ValueError(f"there is no figure {each['headline']} (pass_k without 1?)")
     items = [[item for item in each.items[label] if item.id in ids] for each in (first, second)]
     units = [_units(record, some) for record, some in zip(records, items, strict=True)]
     figures = [_figure(each) for each in units]

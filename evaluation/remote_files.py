@@ -1,4 +1,4 @@
-"""Single files by their address: read where they lie, or downloaded for as long as they are used."""
+"""Single files by path or address; what is downloaded is there for as long as it is used."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def local_copy(source: str, *, what: str, option: str) -> Iterator[Path]:
             _download(source, path)
         except (OSError, HTTPException, ValueError) as error:
             raise FileNotFoundError(
-                f"{what} is not to be had from {source} ({error}); {option}= names another address, "
-                "or a file that was brought here by other means"
+                f"{what} is not to be had from {source} ({error}); {option}= names another "
+                "address, or a file that was brought here by other means"
             ) from None
         print(f"{source}: {path.stat().st_size / 1e6:,.1f} MB", flush=True)
         yield path

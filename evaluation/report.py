@@ -19,6 +19,7 @@ from evaluation.report_content import (
     curve_unit,
     equal_flops,
     extent,
+    filled_columns,
     model_line,
     run_line,
     settings_rows,
@@ -81,7 +82,7 @@ def _overview(found: Sequence[BenchmarkSummary]) -> Iterator[str]:
         )
         for each in found
     ]
-    yield from ("", *_table(names, rows), "")
+    yield from ("", *_table(*filled_columns(names, rows)), "")
     yield (
         "Invalid: no answer could be read. Over-long: the prompt left no room, so the answer is "
         "empty. Cut off: the answer ended at its limit."

@@ -83,9 +83,10 @@ def summaries(results: RecordedResults) -> list[BenchmarkSummary]:
 def _summary(
     label: str, record: Mapping[str, Any], items: Sequence[AnsweredItem]
 ) -> BenchmarkSummary:
-    metric, name = record["headline"], record["benchmark"]
     figures = {**record["published"], **record["robust"]}
-    errors = record["standard_errors"]
+    errors, name, metric = record["standard_errors"], record["benchmark"], record["headline"]
+    if metric not in figures:  # AIME asked for other k than 1
+        metric = next(key for key in errors or figures if key in figures)
     categories = _categories(items)
     robust_metric = f"{metric}_robust"
     shown = (metric, robust_metric)
@@ -193,6 +194,14 @@ def curve_unit(task: str, curve: Sequence[CurvePoint]) -> str:
     """What the difficulty of a task counts. Levels of curricula begin at 0, short tasks do not."""
     is_short = all(point.difficulty > 0 for point in curve)
     return SHORT_UNITS.get(task, "difficulty") if is_short else "level"
+
+
+def filled_columns(
+    names: Sequence[str], rows: Sequence[Sequence[str]]
+) -> tuple[list[str], list[list[str]]]:
+    """A table without the columns that are empty in every row."""
+    kept = [at for at in range(len(names)) if any(row[at] for row in rows)]
+    return [names[at] for at in kept], [[row[at] for at in kept] for row in rows]
 
 
 def equal_flops(found: Sequence[BenchmarkSummary]) -> dict[str, float]:

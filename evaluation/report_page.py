@@ -20,6 +20,7 @@ from evaluation.report_content import (
     curve_unit,
     equal_flops,
     extent,
+    filled_columns,
     model_line,
     run_line,
     settings_rows,
@@ -59,7 +60,7 @@ def _header(results: RecordedResults) -> str:
     warning = unfinished_line(results)
     if warning:
         told += f'<div class="warning">{in_html(warning)}</div>'
-    return f"<h1>{in_html(results.name)}</h1>{told}"
+    return f"<h1>Evaluation {in_html(results.name)}</h1>{told}"
 
 
 def _main(results: RecordedResults, found: Sequence[BenchmarkSummary]) -> Iterable[str]:
@@ -98,7 +99,8 @@ def _overview(found: Sequence[BenchmarkSummary]) -> str:
         "benchmark", "n", "figure", "%, ± standard error", "robust", "chance",
         "published L", "published XL", "invalid", "over-long", "cut off",
     )  # fmt: skip
-    rows = [_overview_row(each) for each in found]
+    names, cells = filled_columns(names, [_overview_row(each) for each in found])
+    rows = [f"<th>{row[0]}</th>" + "".join(f"<td>{c}</td>" for c in row[1:]) for row in cells]
     note = (
         "<p class='soft small'>Invalid: no answer could be read. Over-long: the prompt left no "
         "room, so the answer is empty. Cut off: the answer ended at its limit.</p>"
@@ -118,8 +120,9 @@ def _departures(found: Sequence[BenchmarkSummary]) -> str:
     return f'<div class="warning small">{told}<ul>{"".join(lines)}</ul></div>'
 
 
-def _overview_row(each: BenchmarkSummary) -> str:
-    cells = [
+def _overview_row(each: BenchmarkSummary) -> list[str]:
+    return [
+        in_html(each.label),
         f"{each.n:,}",
         in_html(each.metric),
         f"<b>{_share(each.headline)}</b>",
@@ -130,7 +133,6 @@ def _overview_row(each: BenchmarkSummary) -> str:
         f"{each.num_over_long:,}",
         f"{each.num_cut_off:,}",
     ]
-    return f"<th>{in_html(each.label)}</th>" + "".join(f"<td>{cell}</td>" for cell in cells)
 
 
 def _star(each: BenchmarkSummary, size: str) -> str:

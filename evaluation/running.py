@@ -102,8 +102,7 @@ class Runner:
         if self.world.is_main:
             self._judge.put(sheet, sheet.unjudged())
         self._bar.total += len(mine)
-        self._bar.set_description(ready.label)
-        self._bar.refresh()
+        self._bar.set_description(ready.label, refresh=sys.stderr.isatty())
         for index in mine:
             reason = why_not_asked(ready, index)
             if reason is not None:

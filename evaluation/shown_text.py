@@ -16,6 +16,7 @@ _KEPT = "\n\t"
 _CONTROL_PICTURES = 0x2400  # U+2400 shows U+0000, and so on to U+0020
 _UNSEEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}  # categories of Unicode
 _STACKED = re.compile(r"[\u0300-\u036f\u0483-\u0489\u1ab0-\u1aff\u20d0-\u20ff]{5,}")
+_MARKED = re.compile(r"[\\`*\[<>|~$&]|(?<!\w)_|_(?!\w)")  # but within a word
 _LATEX = {
     "\\": r"\textbackslash{}",
     "{": r"\{",
@@ -72,7 +73,7 @@ def in_html(text: str) -> str:
 def in_markdown_cell(text: str) -> str:
     """Text within a line or a cell of a table."""
     flat = " ".join(visible(text).split())
-    return re.sub(r"([\\`*_\[\]<>|~$#&])", r"\\\1", flat)
+    return _MARKED.sub(r"\\\g<0>", flat)
 
 
 def markdown_block(text: str) -> str:

@@ -53,6 +53,7 @@ from models.flops import total_parameters, training_flops_per_token
 from models.language_model import LanguageModel
 from models.loss import next_token_sums
 from models.transformer import Block, NetConfig
+from simple_inference_engine import GREEDY, InferenceEngine, Request, Sampling
 from training.adam_atan2 import AdamATan2
 from training.compiling import (
     COMPILED,
@@ -428,6 +429,62 @@ def check_decoding(setting: Setting) -> Figures:
     return judge({"hidden": error}, MAX_ERROR[torch.float32])
 
 
+def answers_by_mode(
+    model: LanguageModel, requests: list[Request], modes: tuple[str, ...], max_rows: int
+) -> dict[str, list[tuple[int, ...]]]:
+    """Token ids of all answers, in order, by how they were decoded."""
+    found = {}
+    for mode in modes:
+        engine = InferenceEngine(model, max_context=1024, max_rows=max_rows, decode=mode)
+        answers = sorted(engine.answer(requests), key=lambda answer: answer.index)
+        found[mode] = [answer.token_ids for answer in answers]
+    return found
+
+
+def check_generation(mode: str, dtype: torch.dtype, setting: Setting) -> Figures:
+    """Tokens decoded with static shapes against eager ones: greedy and sampled, rows that leave.
+
+    In fp32 all alike; in bf16 rounding may part two answers, whose tokens then differ to the end.
+    """
+    setting.require_cuda()
+    model = build(NETS["hrm"], setting, dtype).to(dtype).eval()
+    draw = torch.Generator().manual_seed(0)
+    requests = [
+        Request(
+            torch.randint(1, TINY_VOCAB_SIZE, (5 + 7 * number,), generator=draw).tolist(),
+            max_new_tokens=20 + 9 * (number % 5),
+            sampling=Sampling(0.8, top_k=50, top_p=0.95, seed=number) if number % 2 else GREEDY,
+        )
+        for number in range(12)
+    ]
+    eager, static = answers_by_mode(model, requests, ("eager", mode), max_rows=5).values()
+    parted = sum(one != other for one, other in zip(eager, static, strict=True)) / len(requests)
+    return judge({"answers that differ": parted}, 0.0 if dtype == torch.float32 else 0.5)
+
+
+def check_generation_speed(setting: Setting) -> Figures:
+    """XL in bf16, random weights: tokens per second, eager and as a CUDA graph."""
+    setting.require_cuda()
+    setting.require_time(120)
+    config, prompt_len, num_tokens = net_of_size("XL"), 300, 66
+    with torch.device(setting.device):
+        model = LanguageModel(config, VOCAB_SIZE, fastest_attention(config, setting))
+    model.to(torch.bfloat16).requires_grad_(False).eval()
+    figures: Figures = {"attention": model.attention.name, "prompt_tokens": prompt_len}
+    for mode, num_rows in ((m, r) for m in ("eager", "cuda_graph") for r in (1, 64)):
+        engine = InferenceEngine(model, max_context=1024, max_rows=num_rows, decode=mode)
+        seconds = {}
+        for tokens in (num_tokens, 2, num_tokens):  # the first loads kernels and captures
+            prompts = [Request(list(range(1, prompt_len)), max_new_tokens=tokens)] * num_rows
+            synchronize(setting.device)
+            started_at = time.perf_counter()
+            list(engine.answer(prompts))
+            seconds[tokens] = time.perf_counter() - started_at
+        decoded = num_rows * (num_tokens - 2)
+        figures[f"{mode}, {num_rows}"] = decoded / (seconds[num_tokens] - seconds[2])
+    return figures
+
+
 def check_bf16_training(setting: Setting) -> Figures:
     """Steps of a small HRM in bf16 (FSDP2 around the root, NCCL with one rank) against fp32."""
     batch = Batch.random(2048, TINY_VOCAB_SIZE, setting.device)
@@ -718,6 +775,9 @@ CHECKS: dict[str, Callable[[Setting], Figures]] = {
     "nets": check_nets,
     "golden_nets": check_golden_nets,
     "decoding": check_decoding,
+    "generation_fp32": partial(check_generation, "cuda_graph", torch.float32),
+    "generation_bf16": partial(check_generation, "cuda_graph", torch.bfloat16),
+    "generation_compiled": partial(check_generation, "compiled", torch.float32),
     "optimizer": check_optimizer,
     "flash_attn": partial(check_flash_package, "flash_attn"),
     "ceilings": check_ceilings,
@@ -731,11 +791,12 @@ CHECKS: dict[str, Callable[[Setting], Figures]] = {
     "compile_block": partial(check_compile, "block"),
     "compile_step": partial(check_compile, "step"),
     "activation_memory": check_activation_memory,
+    "generation_speed": check_generation_speed,
     "training_speed": check_training_speed,
 }
 SLOW_CHECKS = (
     *("ceilings", "attention_speed", "compile", "compile_block", "compile_step"),
-    *("activation_memory", "training_speed"),
+    *("activation_memory", "generation_speed", "training_speed", "generation_compiled"),
 )
 
 

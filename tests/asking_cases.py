@@ -29,7 +29,9 @@ def prompt_format() -> PromptFormat:
     return PromptFormat(byte_tokenizer(), BOQ, EOQ, EOA, dict(CONDITION_TOKENS))
 
 
-def write_run(folder: Path, net: str = "hrm", seed: int = 3) -> Path:
+def write_run(
+    folder: Path, net: str = "hrm", seed: int = 3, *, max_context: int = MAX_CONTEXT
+) -> Path:
     """A run directory of a random net that says letters, and sometimes ends its answer."""
     torch.manual_seed(seed)
     model = build(NETS[net], VOCAB_SIZE)
@@ -42,7 +44,7 @@ def write_run(folder: Path, net: str = "hrm", seed: int = 3) -> Path:
     config = run_config(folder, arch=NETS[net]).model_dump()
     info = {"tokenizer_path": str(folder), "boq": BOQ, "eoq": EOQ, "eoa": EOA}
     metadata = {
-        "max_seq_len": MAX_CONTEXT,
+        "max_seq_len": max_context,
         "vocab_size": VOCAB_SIZE,
         "total_length": 900,
         "tokenizer_info": {**info, "condition_mapping": dict(CONDITION_TOKENS)},

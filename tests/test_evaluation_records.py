@@ -83,7 +83,7 @@ def test_other_settings_start_anew_and_keep_the_old_folder_aside(
     (kept,) = tmp_path.glob("x.*")
     assert order_of(kept) == ["A1"]
     told = capsys.readouterr().out
-    assert "generation.max_context=64, now 32 (A): starting anew" in told
+    assert "generation.max_context=64, now 32 (A)): starting anew" in told
     assert str(kept) in told and told.count("\n") == 1
 
 
@@ -125,11 +125,11 @@ def test_a_run_that_was_moved_and_a_new_precision_are_no_other_checkpoint(tmp_pa
 def test_what_is_no_record_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     (tmp_path / "x/items.jsonl").touch()
-    with pytest.raises(ValueError, match="has items but no results.json"):
+    with pytest.raises(ValueError, match=r"has items but no results\.json"):
         opened(tmp_path / "x", "A")
     for content in ("{", "[]", '{"format": 2}'):
         (tmp_path / "x/results.json").write_text(content)
-        with pytest.raises(ValueError, match="results.json .*give another name="):
+        with pytest.raises(ValueError, match=r"results\.json .*give another name="):
             opened(tmp_path / "x", "A")
 
 
@@ -177,7 +177,7 @@ def test_a_change_is_told_once_for_all_benchmarks_that_it_concerns() -> None:
 
 def test_names_of_folders() -> None:
     assert folder_name("org/model-1.5B") == "org__model-1.5B"
-    assert folder_name("../..") == "__.." or "/" not in folder_name("../..")
+    assert folder_name("../..") == "__.."
     assert require_name("published") == "published"
     for name in ("", "a/b", "..", ".hidden"):
         with pytest.raises(ValueError, match="names a folder"):

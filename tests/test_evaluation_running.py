@@ -65,7 +65,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on_with_what_is_unanswered(
 def test_memory_that_does_not_hold_one_prompt_is_an_error() -> None:
     engine = FakeEngine(failing_above(0, MemoryError(), after=1))
     with pytest.raises(ValueError, match="out of memory with 1 prompts at a time"):
-        list(answer_all(engine, PROMPTS, StreamKind("answers", 4, "prompts"), tell=str))
+        list(answer_all(engine, PROMPTS, StreamKind("answers", 4, "prompts"), tell=print))
 
 
 def test_an_error_that_is_not_about_memory_stays_what_it_is() -> None:
@@ -73,7 +73,7 @@ def test_an_error_that_is_not_about_memory_stays_what_it_is() -> None:
     assert not is_out_of_memory(error)
     engine = FakeEngine(failing_above(0, error))
     with pytest.raises(RuntimeError, match="mat1"):
-        list(answer_all(engine, PROMPTS, StreamKind("answers", 4, "prompts"), tell=str))
+        list(answer_all(engine, PROMPTS, StreamKind("answers", 4, "prompts"), tell=print))
 
 
 def runner(
@@ -144,6 +144,7 @@ def test_a_torn_last_line_costs_that_answer_alone(tmp_path: Path) -> None:
     sheets: list[Sheet] = []
     runner(tmp_path, FakeEngine(), sheets, BENCHES).run([BENCHES])
     assert len(sheets) == 3
+    assert len(read_logs(tmp_path).answers) == sum(len(each.ready.items) for each in sheets)
     log.write_bytes(b"{}\n" + log.read_bytes())
     with pytest.raises(ValueError, match=r"answers\.0\.jsonl:1 is no line of answers"):
         read_logs(tmp_path)

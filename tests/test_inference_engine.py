@@ -165,7 +165,7 @@ def test_an_answer_is_the_same_alone_and_in_any_batch() -> None:
 def test_prompts_are_prefilled_in_rows_of_bounded_length(
     calls: Calls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rows, "PREFILL_TOKENS", 10)
+    monkeypatch.setitem(rows.PREFILL_TOKENS, "cpu", 10)
     monkeypatch.setattr(rows, "FIRST_CACHE_LENGTH", 1)
     prompts = random_prompts(4, 4, 4, 4, 15, 1, 2)
     answers = answers_of(InferenceEngine(shared_model(), max_context=64), prompts)

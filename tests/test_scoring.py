@@ -17,7 +17,8 @@ from data_io.byte_tokenizer import byte_tokenizer
 from data_io.prompt_format import PromptFormat
 from data_io.special_tokens import BOQ, CONDITION_TOKENS, EOA, EOQ
 from inference import scoring
-from inference.scoring import score_continuations, score_options
+from inference.requests import Span
+from inference.scoring import score_continuations, score_options, score_spans
 from models.batch import PackedLayout
 from models.language_model import LanguageModel
 from simple_inference_engine import InferenceEngine, LoadedModel
@@ -85,6 +86,21 @@ def test_continuations_score_as_in_the_whole_forward_pass(
         torch.testing.assert_close(torch.tensor(score.logprobs), expected, atol=ATOL, rtol=0)
         assert score.total == pytest.approx(float(expected.sum()), abs=len(rows) * ATOL)
         assert not score.is_too_long
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_spans_may_begin_long_after_the_prefix(net: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_rows(monkeypatch, row_tokens=40, window_rows=2)
+    model = build(NETS[net])
+    lengths = [(1, 4, 3), (1, 20, 1), (5, 5, 2), (3, 12, 9)]  # prefix, start, tokens of the span
+    spans = [Span(random_ids(start + n), prefix, start) for prefix, start, n in lengths]
+    for score, span in zip(score_spans(model, spans, max_context=64), spans, strict=True):
+        prefix, ids = span.num_prefix_tokens, [*span.token_ids]
+        alone = own_logprobs(model, ids[:prefix], ids[prefix:])[span.start - prefix :]
+        expected = alone[torch.arange(len(ids) - span.start), torch.tensor(ids[span.start :])]
+        torch.testing.assert_close(torch.tensor(score.logprobs), expected, atol=ATOL, rtol=0)
+    with pytest.raises(ValueError, match="span 0 begins at 2 of 4 tokens after a prefix of 3"):
+        list(score_spans(model, [Span([1, 2, 3, 4], 3, 2)], max_context=64))
 
 
 @pytest.mark.parametrize("net", NETS)
