@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from evaluation.engines import Answered, Asked, Engine, Generation, Prompt, StreamKind
@@ -74,3 +75,32 @@ def recorded(folder: Path) -> dict[str, Any]:
 
 def items(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "items.jsonl").read_text().splitlines()]
+
+
+def vllm_stub(log: list[Any]) -> ModuleType:
+    """The golden stub: two outputs a prompt, of which the first one counts."""
+    module: Any = ModuleType("vllm")
+
+    class LLM:
+        def __init__(self, **given: Any) -> None:
+            log.append({"LLM": given})
+            context = SimpleNamespace(max_model_len=given.get("max_model_len"))
+            self.llm_engine = SimpleNamespace(model_config=context)
+
+        def get_tokenizer(self) -> Any:
+            return SimpleNamespace(encode=list)  # a token per character
+
+        def generate(self, prompts: Sequence[str], sampling: Mapping[str, Any]) -> list[Any]:
+            log.append({"generate": {"prompts": prompts, "sampling_params": sampling}})
+            return [
+                SimpleNamespace(
+                    outputs=[
+                        SimpleNamespace(text=text, finish_reason="stop", token_ids=[1])
+                        for text in (f"out{index}", "another")
+                    ]
+                )
+                for index in range(len(prompts))
+            ]
+
+    module.LLM, module.SamplingParams = LLM, dict
+    return module

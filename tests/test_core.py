@@ -195,6 +195,36 @@ def test_a_task_on_record_is_kept_and_prompts_are_tokenized_once(
     assert sorted(first.read_text().splitlines()) == sorted(second.read_text().splitlines())
 
 
+def test_a_task_goes_on_where_it_was_stopped(
+    run: Path, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = [f"ckpt_path={run}", f"bundle={bundle}", "device=cpu"]
+    main([*arguments, f"output={tmp_path}/whole"])
+    answer, asked = ScoringEngine.answer, list[int]()
+
+    def stopped(self: ScoringEngine, source: Any, kind: Any) -> Any:
+        for number, answered in enumerate(answer(self, source, kind)):
+            if number == 7 and not asked:  # within the second task
+                raise KeyboardInterrupt
+            yield answered
+
+    monkeypatch.setattr(ScoringEngine, "answer", stopped)
+    with pytest.raises(SystemExit) as left:
+        main([*arguments, f"output={tmp_path}/parts"])
+    assert left.value.code == 130
+
+    def counted(self: ScoringEngine, source: Any, kind: Any) -> Any:
+        for answered in answer(self, source, kind):
+            asked.append(answered.key)
+            yield answered
+
+    monkeypatch.setattr(ScoringEngine, "answer", counted)
+    main([*arguments, f"output={tmp_path}/parts"])
+    assert len(asked) == 12 - 7
+    lines = [(tmp_path / name / "items.jsonl").read_text() for name in ("whole", "parts")]
+    assert lines[0] == lines[1]
+
+
 def test_the_cache_knows_tokenizer_and_task_and_survives_damage(tmp_path: Path) -> None:
     told: list[str] = []
     made: list[str] = []

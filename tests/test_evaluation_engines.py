@@ -7,11 +7,12 @@ import sys
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from asking_cases import write_run
+from evaluation_cases import vllm_stub
 from golden_cases import golden_dirs
 
 from evaluation import engines
@@ -141,30 +142,6 @@ def check_simple_call(engine: SimpleEngine, call: Call, words: WordFormat, log: 
     # a prompt and its answer share the context, so one token of it is taken by the prompt
     left = handed["max_context"] - 1
     assert {each.max_new_tokens for each in requests} == {min(handed["max_tokens"], left)}
-
-
-def vllm_stub(log: list[Any]) -> ModuleType:
-    """The golden stub: two outputs a prompt, of which the first one counts."""
-    module: Any = ModuleType("vllm")
-
-    class LLM:
-        def __init__(self, **given: Any) -> None:
-            log.append({"LLM": given})
-
-        def generate(self, prompts: Sequence[str], sampling: Mapping[str, Any]) -> list[Any]:
-            log.append({"generate": {"prompts": prompts, "sampling_params": sampling}})
-            return [
-                SimpleNamespace(
-                    outputs=[
-                        SimpleNamespace(text=text, finish_reason="stop", token_ids=[1])
-                        for text in (f"out{index}", "another")
-                    ]
-                )
-                for index in range(len(prompts))
-            ]
-
-    module.LLM, module.SamplingParams = LLM, dict
-    return module
 
 
 def test_golden_vllm_engine_hands_on_what_it_is_given(

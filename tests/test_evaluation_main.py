@@ -10,13 +10,14 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from asking_cases import write_run
 from benchmark_cases import GOLDEN_DATA
 from commands import start_command
-from evaluation_cases import items, recorded
+from evaluation_cases import items, recorded, vllm_stub
 from export_cases import exported
 from source_tree import ROOT
 
@@ -142,6 +143,27 @@ def test_an_exported_folder_gives_the_results_of_its_run(run: Path, tmp_path: Pa
     main(words(folder))
     assert items(folder / "results/published") == items(run / "results/published")
     assert recorded(folder / "results/published")["model"]["weights"] == "exported"
+
+
+def test_another_model_is_measured_through_vllm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log: list[dict[str, Any]] = []
+    monkeypatch.setitem(sys.modules, "vllm", vllm_stub(log))
+    monkeypatch.chdir(tmp_path)
+    command = ["config=vllm_benchmarking", "ckpt_path=org/model", f"data_dir={GOLDEN_DATA}"]
+    main([*command, "max_model_len=410", "run_only=[GSM8k,Winogrande,reasoning_gym]"])
+    asked = [call["generate"]["sampling_params"] for call in log if "generate" in call]
+    assert asked == [
+        {"temperature": 0.0, "max_tokens": None, "stop": None},
+        {"temperature": 0.0, "max_tokens": 1, "stop": None},
+    ]
+    results = recorded(tmp_path / "results/org__model/vllm_benchmarking")["benchmarks"]
+    assert 0 < results["Winogrande"]["over_long"] < results["Winogrande"]["n"]
+    assert results["GSM8k"]["over_long"] == 0
+    assert results["reasoning_gym"]["notes"] == ["VLLMEngine has no condition; asked without"]
+    other = refused(capsys, *command, "generation_config.condition=direct")
+    assert "condition=direct is no setting of VLLMEngine" in other
 
 
 def test_a_prompt_template_is_text(run: Path) -> None:

@@ -240,15 +240,17 @@ def test_a_judge_that_fails_is_no_silence(tmp_path: Path) -> None:
 
 def test_too_long_prompts_have_an_empty_answer_without_being_asked(tmp_path: Path) -> None:
     planned, sheets = [plan("BoolQ", num_shots=0)], list[Sheet]()
-    engine = FakeEngine(context=110)
+    ready = make_ready(planned[0], golden_mirror(), at_hand(FakeEngine()))
+    lengths = [len(text) for text in ready.texts]
+    context = sorted(lengths)[3]  # filled to the last token by one of them
+    engine = FakeEngine(context=context)
     runner(tmp_path, engine, sheets, planned).run([planned])
     (sheet,) = sheets
-    lengths = [len(text) for text in sheet.ready.texts]
     reasons = [sheet.given[index].finish_reason for index in range(len(lengths))]
-    assert reasons == ["prompt_too_long" if each >= 110 else "stop" for each in lengths]
+    assert reasons == ["prompt_too_long" if each >= context else "stop" for each in lengths]
     assert 0 < reasons.count("prompt_too_long") < len(reasons)
     assert len(engine.taken) == reasons.count("stop")
-    assert any("fill the context of 110 tokens" in note for note in sheet.ready.notes)
+    assert any(f"fill the context of {context} tokens" in note for note in sheet.ready.notes)
 
 
 def test_notes_say_for_which_subjects_the_context_is_too_small() -> None:

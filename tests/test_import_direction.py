@@ -31,7 +31,7 @@ LIBRARY = {
 PROJECT = LIBRARY | {"pretrain", "evaluation", "conversion", "scripts"}
 # Nobody imports these. `python -m training.x` and `data_io.x` have their main in the module itself.
 ENTRY_POINTS = {
-    *("pretrain", "evaluation.main", "scripts"),
+    *("pretrain", "evaluation.main", "evaluation.core.main", "scripts"),
     *(f"conversion.convert_{which}" for which in ("to_hf", "from_hf", "from_reference")),
 }
 GPU_PACKAGES = {"flash_attn", "flash_attn_interface", "adam_atan2", "triton"}

@@ -101,8 +101,8 @@ class ScoringEngine(SimpleEngine):
         moved = sum(EncodedRow.unpacked(prompt).is_moved for prompt in prompts)
         if moved:
             self.notes[label] = (
-                f"in {moved:,} of {len(prompts):,} rows the tokenizer merges across the border of "
-                "the continuation, or an option is the beginning of another: see evaluation.core"
+                f"{moved:,} of {len(prompts):,} rows: the tokenizer merges across the border of a "
+                "continuation, or an option begins another one (evaluation/core/prompts.py)"
             )
         return prompts
 
