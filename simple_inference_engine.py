@@ -9,11 +9,13 @@ Puts the parts in `inference/` together: rows of the cache, sampling, scores, st
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from itertools import islice
 
 from data_io.prompt_format import PromptFormat
 from inference.decoding import pick_decode_mode
+from inference.depth import at_depth, with_depth
 from inference.inspection import Inspection, inspect_prompt
 from inference.model_folder import ModelOptions, open_model
 from inference.requests import (
@@ -47,20 +49,34 @@ class InferenceEngine:
         max_context: int,
         max_rows: int = 64,
         decode: str = "eager",
+        id_limit: int | None = None,
     ) -> None:
         """`decode`: eager, or with static shapes compiled or cuda_graph, for a model whose weights
-        stay where they are; auto: cuda_graph on CUDA, else eager."""
+        stay where they are; auto: cuda_graph on CUDA, else eager. Samples are drawn from the ids
+        below `id_limit` (None: all), since a vocabulary is larger than its tokenizer."""
         if max_context < 2:
-            raise ValueError(
-                f"{max_context=} has no room for a prompt and an answer; use 2 or more"
-            )
+            raise ValueError(f"{max_context=} leaves no room for an answer; use 2 or more")
         if max_rows < 1:
             raise ValueError(f"{max_rows=} decodes nothing; use 1 or more")
         self.model = model
         self.max_context = max_context
         self.max_rows = max_rows
+        self.id_limit = id_limit
         self.decode = pick_decode_mode(decode, model.lm_head.weight.device)
         self._kept_rows: CacheRows | None = None  # with what was compiled or captured for them
+
+    def at_depth(
+        self,
+        *,
+        H_cycles: int | None = None,
+        L_cycles: int | None = None,
+        cycles: int | None = None,
+    ) -> InferenceEngine:
+        """The same weights, in no further memory, with other numbers of cycles (None: as here)."""
+        arch = at_depth(self.model.config, H_cycles=H_cycles, L_cycles=L_cycles, cycles=cycles)
+        other = copy(self)
+        other.model, other._kept_rows = with_depth(self.model, arch), None
+        return other
 
     def generate(
         self,
@@ -147,7 +163,9 @@ class InferenceEngine:
 
     def _take_rows(self) -> CacheRows:
         rows, self._kept_rows = self._kept_rows, None
-        return rows or CacheRows(self.model, self.max_rows, self.decode)
+        return rows or CacheRows(
+            self.model, self.max_rows, decode=self.decode, id_limit=self.id_limit
+        )
 
     def _give_back(self, rows: CacheRows) -> None:
         rows.clear()
@@ -188,28 +206,13 @@ class InferenceEngine:
     def _drafts(self, requests: Iterable[Request]) -> Iterator[Draft]:
         vocab_size = len(self.model.lm_head.weight)
         for index, request in enumerate(requests):
-            _check_request(index, request, vocab_size)
+            request.check(index, vocab_size)
             num_left = self.max_context - len(request.prompt_ids)
             budget = min(num_left, request.max_new_tokens or self.max_context)
             draft = Draft(index, request, budget)
             if budget < 1:
                 draft.finish_reason = "prompt_too_long"
             yield draft
-
-
-def _check_request(index: int, request: Request, vocab_size: int) -> None:
-    prompt = request.prompt_ids
-    if not len(prompt) or min(prompt) < 0 or max(prompt) >= vocab_size:
-        raise ValueError(
-            f"prompt {index} must be one or more token ids from 0 to {vocab_size - 1}, "
-            f"but is {list(prompt)[:16]} ({len(prompt)} tokens)"
-        )
-    if request.max_new_tokens is not None and request.max_new_tokens < 1:
-        raise ValueError(
-            f"max_new_tokens={request.max_new_tokens} generates nothing; use 1 or more"
-        )
-    if request.top_tokens < 0:
-        raise ValueError(f"top_tokens={request.top_tokens} must be 0 (none) or more")
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,6 +276,7 @@ def load_model(options: ModelOptions) -> LoadedModel:
         max_context=opened.max_context,
         max_rows=options.batch_size,
         decode=options.decode,
+        id_limit=opened.prompt_format.id_limit,
     )
     description = f"{opened.description}; decode {engine.decode}"
     return LoadedModel(engine, opened.prompt_format, description)

@@ -79,6 +79,11 @@ class PromptFormat:
         return self.tokenizer.get_vocab_size()
 
     @cached_property
+    def id_limit(self) -> int:
+        """All ids of the tokenizer are below this one."""
+        return max(self.tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+
+    @cached_property
     def boq_id(self) -> int:
         return self._id_of(self.boq)
 

@@ -242,6 +242,7 @@ class SimpleEngine:
             max_context=self._opened.max_context,
             max_rows=max_rows,
             decode=self._options.decode,
+            id_limit=self.prompt_format.id_limit,
         )
 
 

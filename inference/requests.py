@@ -77,6 +77,21 @@ class Request:
     # Asked after each token with the answer so far; True ends the answer, with that token.
     is_complete: Callable[[Sequence[int]], bool] | None = None
 
+    def check(self, index: int, vocab_size: int) -> None:
+        """ValueError, with the request's number, where a model of so many ids cannot answer it."""
+        prompt = self.prompt_ids
+        if not len(prompt) or min(prompt) < 0 or max(prompt) >= vocab_size:
+            raise ValueError(
+                f"prompt {index} must be one or more token ids from 0 to {vocab_size - 1}, "
+                f"but is {list(prompt)[:16]} ({len(prompt)} tokens)"
+            )
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise ValueError(
+                f"max_new_tokens={self.max_new_tokens} generates nothing; use 1 or more"
+            )
+        if self.top_tokens < 0:
+            raise ValueError(f"top_tokens={self.top_tokens} must be 0 (none) or more")
+
 
 @dataclass(frozen=True, slots=True)
 class Token:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -53,17 +54,15 @@ class NumbaRowKernel:
     ) -> Tensor:
         num_rows = len(positions)
         mixed = torch.empty(new[0].shape)
-        arrays = [tensor.numpy() for tensor in (*new, keys, values, positions, mixed)]
+        tensors = (*new, keys, values, positions, mixed)
+        attend = partial(_attend, *(tensor.numpy() for tensor in tensors))
         num_threads = min(torch.get_num_threads(), num_rows // ROWS_PER_THREAD)
         if num_threads < 2:
-            _attend(*arrays, 0, num_rows)
+            attend(0, num_rows)
             return mixed
         edges = [num_rows * part // num_threads for part in range(num_threads + 1)]
-        calls = [
-            _threads(num_threads).submit(_attend, *arrays, first, end)
-            for first, end in zip(edges[:-1], edges[1:], strict=True)
-        ]
-        for call in calls:
+        threads = _threads(num_threads)
+        for call in [threads.submit(attend, *part) for part in pairwise(edges)]:
             call.result()
         return mixed
 

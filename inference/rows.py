@@ -63,10 +63,18 @@ class CacheRows:
     The rows in use are always the first ones, so that what is finished costs nothing.
     """
 
-    def __init__(self, model: LanguageModel, max_rows: int, decode: str = "eager") -> None:
+    def __init__(
+        self,
+        model: LanguageModel,
+        max_rows: int,
+        *,
+        decode: str = "eager",
+        id_limit: int | None = None,
+    ) -> None:
         self.drafts: list[Draft] = []
         self._model = model
         self._max_rows = max_rows
+        self._id_limit = id_limit
         kernel = row_kernel(model) if decode == "eager" and max_rows > 1 else None
         self._cache = model.new_cache(max_rows, FIRST_CACHE_LENGTH, kernel)
         self._decoder = Decoder(model, self._cache, decode)
@@ -136,7 +144,7 @@ class CacheRows:
         numbers = None
         if sampled is not None:
             numbers = torch.tensor([len(draft.token_ids) for draft in drafts]).to(logits.device)
-        tokens = next_tokens(logits, sampled, numbers)
+        tokens = next_tokens(logits, sampled, numbers, id_limit=self._id_limit)
         _note_likely(logits, tokens, drafts)
         # sync: which answers are finished is decided on the host.
         added = zip(drafts, tokens.tolist(), strict=True)

@@ -46,11 +46,16 @@ class SampledRows:
 
 
 def next_tokens(
-    logits: Tensor, sampled: SampledRows | None = None, token_numbers: Tensor | None = None
+    logits: Tensor,
+    sampled: SampledRows | None = None,
+    token_numbers: Tensor | None = None,
+    *,
+    id_limit: int | None = None,
 ) -> Tensor:
     """The token that follows in each row, [B, V] -> [B] int64.
 
-    `token_numbers` [B] int64 says how many tokens each answer has; only samples need it.
+    `token_numbers` [B] int64 says how many tokens each answer has; only samples need it. They are
+    drawn from the ids below `id_limit` (None: all).
     """
     tokens = logits.argmax(-1)
     if sampled is None:
@@ -58,7 +63,7 @@ def next_tokens(
     assert token_numbers is not None
     rows = sampled.rows
     uniform = uniform_numbers(sampled.seeds, token_numbers[rows])
-    return tokens.index_copy(0, rows, _draw(logits[rows].float(), sampled, uniform))
+    return tokens.index_copy(0, rows, _draw(logits[rows, :id_limit].float(), sampled, uniform))
 
 
 def _draw(logits: Tensor, sampled: SampledRows, uniform: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ def prompt_format_of(
         )
     except ValueError as error:
         raise ValueError(f"{not_it}: {error}") from None
-    id_limit = max(prompt_format.tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+    id_limit = prompt_format.id_limit
     padded = -(-id_limit // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
     is_proven = bool(witnesses) or taken.parent == whose
     if id_limit > vocab_size or (padded != vocab_size and not is_proven):

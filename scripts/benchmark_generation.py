@@ -7,6 +7,7 @@
 On a CPU `generate` of transformers answers the same prompts with the same weights: batches of
 prompts sorted by length, left-padded, with its cache, each row stopped where its answer ends, the
 fastest of several batch sizes; one thread and fp32 on both sides, seconds of this process alone.
+It has more than 300 lines: the two sides belong together, and scripts do not import one another.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,7 +35,12 @@ from models.linear import pick_linear_kernel, set_linear_kernel
 from simple_inference_engine import InferenceEngine, Request
 from training.console import refuse
 from training.distributed import pick_device
-from training.export_format import ARCH_ADAPTER
+from training.export_format import (
+    ARCH_ADAPTER,
+    FramingIds,
+    export_config,
+    place_of_exported,
+)
 
 Figures = dict[str, Any]
 HRM: dict[str, Any] = {"name": "hrm", "half_layers": True, "H_cycles": 2, "L_cycles": 3}
@@ -79,16 +85,25 @@ class Work:
     @classmethod
     def random(cls, count: int, vocab_size: int, *, quick: bool) -> Work:
         """The same at every call; lengths are drawn evenly, shorter ones where it is `quick`."""
-        generator = torch.Generator().manual_seed(0)
+        draw = torch.Generator().manual_seed(0)
+        shortest, longest = ANSWER_TOKENS
+        answer_lens = random_numbers(count, (shortest, 14 if quick else longest), draw)
+        shortest, longest = PROMPT_TOKENS
+        lengths = (shortest, 39 if quick else longest)
+        return cls(random_prompts(count, lengths, vocab_size, draw), answer_lens)
 
-        def lengths(bounds: tuple[int, int]) -> list[int]:
-            low, high = bounds
-            high = low + (high - low) // 20 if quick else high
-            return torch.randint(low, high + 1, (count,), generator=generator).tolist()
 
-        prompt_lens, answer_lens = lengths(PROMPT_TOKENS), lengths(ANSWER_TOKENS)
-        draw = [torch.randint(1, vocab_size, (n,), generator=generator) for n in prompt_lens]
-        return cls([tokens.tolist() for tokens in draw], answer_lens)
+def random_numbers(count: int, bounds: tuple[int, int], draw: torch.Generator) -> list[int]:
+    """From the first of `bounds` to the second."""
+    return torch.randint(bounds[0], bounds[1] + 1, (count,), generator=draw).tolist()
+
+
+def random_prompts(
+    count: int, lengths: tuple[int, int], vocab_size: int, draw: torch.Generator
+) -> list[list[int]]:
+    """Of random tokens."""
+    lens = random_numbers(count, lengths, draw)
+    return [random_numbers(length, (1, vocab_size - 1), draw) for length in lens]
 
 
 def build(size: str, device: torch.device, dtype: torch.dtype) -> LanguageModel:
@@ -125,7 +140,9 @@ def seconds(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def fastest(calls: dict[str, Callable[[], object]], repeats: int, device: torch.device) -> Figures:
+def fastest(
+    calls: Mapping[str, Callable[[], object]], repeats: int, device: torch.device
+) -> Figures:
     """Seconds of the fastest run of each, taken in turn: what slows one down slows all down."""
     found: dict[str, float] = {}
     for _ in range(repeats):
@@ -144,43 +161,20 @@ def transformers_model(model: LanguageModel) -> Any:
     """The same weights in transformers' own class."""
     from transformers import HrmTextConfig, HrmTextForCausalLM
 
-    config = model.config
-    stack = config.stack_config()
-    theirs = HrmTextForCausalLM(
-        HrmTextConfig(
-            vocab_size=len(model.lm_head.weight),
-            hidden_size=stack.hidden_size,
-            intermediate_size=stack.mlp_size,
-            num_hidden_layers=stack.n_layers,
-            num_attention_heads=stack.num_heads,
-            head_dim=stack.head_size,
-            H_cycles=HRM["H_cycles"],
-            L_cycles=HRM["L_cycles"],
-            embedding_scale=1 / config.answer_stack.in_std,
-            rms_norm_eps=stack.norm_eps,
-            rope_parameters={"rope_type": "default", "rope_theta": stack.rope_theta},
-            max_position_embeddings=MAX_CONTEXT,
-            pad_token_id=0,
-        )
+    settings = export_config(
+        model.config,
+        is_native=True,
+        vocab_size=len(model.lm_head.weight),
+        max_seq_len=MAX_CONTEXT,
+        ids=FramingIds(boq=0, eoq=0, eoa=0, pad=None),
     )
-    theirs.load_state_dict(split_weights(model), strict=True)
-    return theirs.eval()
-
-
-def split_weights(model: LanguageModel) -> dict[str, Tensor]:
-    """Our weights by the names of that class, which does not fuse projections."""
-    found: dict[str, Tensor] = {}
-    fused = {
-        "attn.gqkv_proj": [f"self_attn.{part}_proj" for part in ("gate", "q", "k", "v")],
-        "mlp.gate_up_proj": ["mlp.gate_proj", "mlp.up_proj"],
-        "attn.o_proj": ["self_attn.o_proj"],
-    }
-    for name, tensor in model.state_dict().items():
-        ours = next((part for part in fused if part in name), "")
-        parts = fused.get(ours, [""])
-        for part, piece in zip(parts, tensor.float().chunk(len(parts)), strict=True):
-            found[name.replace(ours, part)] = piece
-    return found
+    theirs = HrmTextForCausalLM(HrmTextConfig(**settings)).eval()
+    ours = model.state_dict()
+    places = {name: place_of_exported(name) for name in theirs.state_dict()}
+    theirs.load_state_dict({name: at.rows(ours[at.name]) for name, at in places.items()})
+    theirs.generation_config.eos_token_id = None  # answers end where they are told to
+    theirs.generation_config.pad_token_id = 0
+    return theirs
 
 
 def their_answers(theirs: Any, work: Work, batch_size: int) -> list[list[int]]:
@@ -193,7 +187,7 @@ def their_answers(theirs: Any, work: Work, batch_size: int) -> list[list[int]]:
         def __init__(self, start: int, lengths: Sequence[int]) -> None:
             self.ends = start + torch.tensor(lengths)
 
-        def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
+        def __call__(self, input_ids: Tensor, *_: Any, **__: Any) -> Any:
             return input_ids.shape[1] >= self.ends
 
     answers: list[list[int]] = [[] for _ in work.prompts]
@@ -263,12 +257,10 @@ def compare_generation(model: LanguageModel, size: str, options: BenchmarkOption
 def compare_multiple_choice(model: LanguageModel, options: BenchmarkOptions) -> Figures:
     """Questions per second: one prefill after the other, and packed."""
     device, vocab_size = model.lm_head.weight.device, len(model.lm_head.weight)
-    generator = torch.Generator().manual_seed(1)
-    low, high = QUESTION_TOKENS
-    lengths = torch.randint(low, high + 1, (options.prompts,), generator=generator).tolist()
     letters = list(range(1, NUM_OPTIONS + 1))
-    draw = [torch.randint(1, vocab_size, (n,), generator=generator) for n in lengths]
-    questions = [(tokens.tolist(), letters) for tokens in draw]
+    draw = torch.Generator().manual_seed(1)
+    prompts = random_prompts(options.prompts, QUESTION_TOKENS, vocab_size, draw)
+    questions = [(prompt, letters) for prompt in prompts]
     engine = engine_for(model, options)
     chosen: dict[str, list[int]] = {}
 
@@ -283,7 +275,7 @@ def compare_multiple_choice(model: LanguageModel, options: BenchmarkOptions) -> 
     }
     elapsed_s = fastest(calls, options.repeats, device)
     return {
-        "question_tokens": sum(lengths),
+        "question_tokens": sum(map(len, prompts)),
         "questions_per_s": {name: len(questions) / each for name, each in elapsed_s.items()},
         "letters_agree": sum(map(int.__eq__, *chosen.values())) / len(questions),
         "ratio": elapsed_s["one by one"] / elapsed_s["packed"],
@@ -333,18 +325,6 @@ def measure(size: str, options: BenchmarkOptions) -> Figures:
     return figures | {"multiple_choice": compare_multiple_choice(model, options)}
 
 
-def shown(figures: Figures, indent: str = "  ") -> str:
-    """Figures as lines."""
-    lines = []
-    for name, value in figures.items():
-        if isinstance(value, dict):
-            lines += [f"{indent}{name}", shown(value, indent + "  ")]
-        else:
-            text = f"{value:,.2f}" if isinstance(value, float) else value
-            lines.append(f"{indent}{name}: {text}")
-    return "\n".join(lines)
-
-
 def main() -> None:
     """Command line."""
     try:
@@ -354,7 +334,7 @@ def main() -> None:
         found["options"] = options.model_dump(mode="json")
         for size in options.sizes:
             found[size] = measure(size, options)
-            print(f"{size}\n{shown(found[size])}", flush=True)
+            print(f"{size}: {json.dumps(found[size], indent=2)}", flush=True)
             if options.output:  # after each: a run that is stopped leaves what it found
                 options.output.parent.mkdir(parents=True, exist_ok=True)
                 options.output.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")

@@ -35,7 +35,7 @@ from inference.asking import (  # noqa: E402
     stream_text,
     was_cut,
 )
-from inference.depth import at_depth, depth_of, with_depth  # noqa: E402
+from inference.depth import depth_of  # noqa: E402
 from simple_inference_engine import (  # noqa: E402
     Answer,
     InferenceEngine,
@@ -174,11 +174,7 @@ class Chat:
             depth = Depth()
             for key, _, number in (word.partition("=") for word in value.split()):
                 depth = with_option(depth, key, number)
-            engine = self.engine
-            model = with_depth(engine.model, at_depth(engine.model.config, **depth.model_dump()))
-            self.engine = InferenceEngine(
-                model, max_context=engine.max_context, max_rows=engine.max_rows
-            )
+            self.engine = self.engine.at_depth(**depth.model_dump())
 
     def _depth(self) -> str:
         knobs = depth_of(self.engine.model.config)

@@ -34,7 +34,7 @@ from inference.asking import (  # noqa: E402
     was_cut,
 )
 from inference.cycle_view import MEANING, STYLE, TITLE, CycleTable, cycles_html  # noqa: E402
-from inference.depth import at_depth, depth_of, with_depth  # noqa: E402
+from inference.depth import depth_of  # noqa: E402
 from simple_inference_engine import (  # noqa: E402
     Answer,
     InferenceEngine,
@@ -89,10 +89,7 @@ class Shown:
 
 def engine_at(engine: InferenceEngine, depth: dict[str, int]) -> InferenceEngine:
     """The same weights with other numbers of cycles."""
-    if depth == depth_of(engine.model.config):
-        return engine
-    model = with_depth(engine.model, at_depth(engine.model.config, **depth))
-    return InferenceEngine(model, max_context=engine.max_context, max_rows=engine.max_rows)
+    return engine if depth == depth_of(engine.model.config) else engine.at_depth(**depth)
 
 
 def respond(

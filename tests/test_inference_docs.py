@@ -30,6 +30,6 @@ def test_every_block_of_the_page_runs(
     assert [line[:5] for line in printed[4].splitlines()] == [
         *("z_L_1", "z_L_2", "z_L_3", "z_H_1", "z_L_4", "z_L_5", "z_L_6", "z_H_2")
     ]
-    shallower, trained = names["shallower"].config, names["loaded"].engine.model.config
+    shallower, trained = names["shallower"].model.config, names["loaded"].engine.model.config
     assert (shallower.L_cycles, trained.L_cycles) == (2, 3)
     assert names["deeper"].engine.model.config.H_cycles == 3

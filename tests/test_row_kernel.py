@@ -13,11 +13,13 @@ NUM_ROWS, NUM_BLOCKS = 5, 3
 LENGTHS = (1, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 17)  # with the new token
 
 
-def random_step(num_heads: int, head_size: int) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
+def random_step(
+    num_heads: int, head_size: int
+) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor, Tensor]:
     """Query, key and value as parts of one projection; keys and values [B + 1, L, H, K]."""
-    new = torch.randn(NUM_ROWS, 3, num_heads, head_size).unbind(1)
+    query, key, value = torch.randn(NUM_ROWS, 3, num_heads, head_size).unbind(1)
     keys, values = torch.randn(2, NUM_ROWS + 1, NUM_BLOCKS * BLOCK, num_heads, head_size)
-    return new, keys, values
+    return (query, key, value), keys, values
 
 
 def in_blocks(kernel: NumbaRowKernel, cache: Tensor) -> Tensor:
@@ -40,8 +42,8 @@ def test_it_equals_torch(
     found = kernel.attend((query, key, value), *blocks, positions)
     for row, length in enumerate(LENGTHS):
         keys[row, length - 1], values[row, length - 1] = key[row], value[row]
-        seen = (cache[row, :length].transpose(0, 1) for cache in (keys, values))  # [H, length, K]
-        wanted = F.scaled_dot_product_attention(query[row][:, None], *seen)[:, 0]
+        seen, mixed = (cache[row, :length].transpose(0, 1) for cache in (keys, values))
+        wanted = F.scaled_dot_product_attention(query[row][:, None], seen, mixed)[:, 0]
         torch.testing.assert_close(found[row], wanted, atol=2e-5, rtol=0)
     assert torch.equal(blocks[0], in_blocks(kernel, keys))  # nothing else was written
     assert torch.equal(blocks[1], in_blocks(kernel, values))
@@ -68,6 +70,7 @@ def test_scores_far_apart_do_not_overflow() -> None:
     keys[0, 0], keys[0, 1] = 1e4, -1e4
     values[0, 0], values[0, 1] = 3.0, 5.0
     query = torch.full((1, 1, 4), 1e3)
-    caches = (cache.permute(0, 2, 3, 1)[:, None].contiguous() for cache in (keys, values))
-    mixed = kernel.attend((query, torch.zeros(1, 1, 4), query), *caches, torch.tensor([2]))
+    keys, values = (cache.permute(0, 2, 3, 1)[:, None].contiguous() for cache in (keys, values))
+    new = query, torch.zeros(1, 1, 4), query
+    mixed = kernel.attend(new, keys, values, torch.tensor([2]))
     torch.testing.assert_close(mixed, torch.full((1, 1, 4), 3.0), atol=1e-6, rtol=0)

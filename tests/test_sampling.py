@@ -24,6 +24,13 @@ def drawn(logits: Tensor, samplings: Sequence[Sampling], number: int = 0) -> lis
     return next_tokens(logits, sampled, torch.full((len(logits),), number)).tolist()
 
 
+def seeds_of(seeds: Sequence[int]) -> Tensor:
+    """As a row holds them."""
+    sampled = SampledRows.of([Sampling(1.0, seed=seed) for seed in seeds], LOGITS.device)
+    assert sampled is not None
+    return sampled.seeds
+
+
 def many_draws(sampling: Sampling) -> Tensor:
     """How often each token comes in answers of NUM_DRAWS tokens with the same logits, [V]."""
     rows = LOGITS.expand(NUM_DRAWS, -1)
@@ -109,7 +116,7 @@ def test_a_row_draws_the_same_beside_any_others() -> None:
 def test_numbers_are_the_published_hash() -> None:
     seeds, numbers = [0, 1, 2**63 - 1, -1, 2**80 + 17], [0, 1, 12345, 7, 3]
     found = uniform_numbers(
-        SampledRows.of([Sampling(1.0, seed=seed) for seed in seeds], LOGITS.device).seeds,
+        seeds_of(seeds),
         torch.tensor(numbers),
     )
     for seed, number, value in zip(seeds, numbers, found.tolist(), strict=True):
@@ -125,9 +132,9 @@ def test_neighbouring_seeds_and_prompts_share_nothing() -> None:
     assert len(seeds) == 1600
     assert Sampling(seed=1).for_prompt(0) == Sampling(seed=1).for_prompt(0)
     assert min(seeds) >= 0
-    rows = SampledRows.of([Sampling(1.0, seed=seed) for seed in range(2000)], LOGITS.device)
+    rows = seeds_of(range(2000))
     for number in range(2):
-        numbers = uniform_numbers(rows.seeds, torch.full((2000,), number))
+        numbers = uniform_numbers(rows, torch.full((2000,), number))
         assert abs(float(numbers.mean()) - 0.5) < 0.03
         assert abs(float(numbers[1:] @ numbers[:-1]) / 1999 - 0.25) < 0.03  # uncorrelated
 
@@ -196,3 +203,17 @@ def test_prompts_of_one_seed_are_sampled_apart_and_again_the_same() -> None:
     assert len(set(first)) == 6
     assert tokens(0) == first
     assert not set(tokens(1)) & set(first)
+
+
+def test_ids_that_the_tokenizer_does_not_have_are_never_drawn() -> None:
+    model = build(NETS["ut"], vocab_size=512)
+    hot = Sampling(temperature=50.0, seed=3)
+
+    def ids_of(id_limit: int | None) -> set[int]:
+        engine = InferenceEngine(model, max_context=64, id_limit=id_limit)
+        prompts = [[index + 1] for index in range(8)]
+        answers = engine.generate_ids(prompts, stop_ids=(), max_new_tokens=40, sampling=hot)
+        return {token for answer in answers for token in answer.token_ids}
+
+    assert max(ids_of(None)) >= 287
+    assert max(ids_of(287)) < 287
