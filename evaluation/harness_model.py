@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from data_io.prompt_format import PromptFormat
 from evaluation.harness_generation import Generation, read_generation
-from inference.requests import Answer, Request, Span
+from inference.requests import Answer, Request, Score, Span
 from inference.scoring import score_spans
 from inference.stop_texts import StopTexts
 from simple_inference_engine import LoadedModel
@@ -50,7 +50,7 @@ class HarnessModel:
     """The methods of `lm_eval.api.model.LM`.
 
     What does not fit into the context loses its beginning, as with lm-eval's `hf`;
-    `num_cropped` counts these, by method.
+    `num_cropped` counts these in the latest call of each method.
     """
 
     def __init__(self, loaded: LoadedModel, condition: str, *, seed: int = 0) -> None:
@@ -92,13 +92,15 @@ class HarnessModel:
         from its context is left out: the end of the prompt does that.
         """
 
+        self.num_cropped["loglikelihood"] = 0
+
         def spans() -> Iterator[Span]:
             last, context = None, None
             for request in tqdm(requests, "loglikelihood", disable=disable_tqdm, unit=" texts"):
                 text, continuation = request.args
                 if context is None or text is not last:
                     last, context = text, self._context(text)
-                yield self._fitted(self._span(text, context, continuation), "loglikelihood")
+                yield self._fitted(self._span(text, context, continuation))
 
         scores = [(score.total, score.is_greedy) for score in self._scores(spans())]
         self._tell_cropped("loglikelihood", len(requests))
@@ -130,6 +132,7 @@ class HarnessModel:
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
         """The answer to each (context, settings): greedy where these do not say otherwise."""
         stops: dict[int, StopTexts] = {}
+        self.num_cropped["generate_until"] = 0
 
         def asked() -> Iterator[Request]:
             for index, request in enumerate(requests):
@@ -173,7 +176,7 @@ class HarnessModel:
                 f"{self._engine.max_context} tokens; use less: --gen_kwargs max_gen_toks="
                 f"{self._engine.max_context // 4}"
             )
-        self._count_cropped("generate_until", len(context.ids) > num_kept)
+        self.num_cropped["generate_until"] += len(context.ids) > num_kept
         return Request(
             context.ids[-num_kept:],
             max_new_tokens=generation.max_new_tokens,
@@ -187,7 +190,7 @@ class HarnessModel:
         """Tokens of a text that is scored: the last is asked for, and not in the context."""
         return self._engine.max_context + 1
 
-    def _scores(self, spans: Iterator[Span]) -> Iterator[Any]:
+    def _scores(self, spans: Iterator[Span]) -> Iterator[Score]:
         return score_spans(self._engine.model, spans, max_context=self._room)
 
     def _text_ids(self, text: str) -> list[int]:
@@ -223,9 +226,9 @@ class HarnessModel:
         before = [*context.ids, *begun_ids]
         return Span((*before, *answer), context.num_prefix_tokens, len(before))
 
-    def _fitted(self, span: Span, method: str) -> Span:
+    def _fitted(self, span: Span) -> Span:
         num_over = len(span.token_ids) - self._room
-        self._count_cropped(method, num_over > 0)
+        self.num_cropped["loglikelihood"] += num_over > 0
         if num_over <= 0:
             return span
         if num_over >= span.start:
@@ -235,9 +238,6 @@ class HarnessModel:
             )
         num_prefix_tokens = max(1, span.num_prefix_tokens - num_over)
         return Span(span.token_ids[num_over:], num_prefix_tokens, span.start - num_over)
-
-    def _count_cropped(self, method: str, is_cropped: bool) -> None:
-        self.num_cropped[method] = self.num_cropped.get(method, 0) + is_cropped
 
     def _tell_cropped(self, method: str, num_requests: int) -> None:
         if count := self.num_cropped.get(method):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
-from net_cases import NETS, VOCAB_SIZE, build
+from net_cases import NETS, VOCAB_SIZE, build, tiny_config
+from torch import Tensor
 
 from inference import decoding, rows
-from inference.decoding import Decoder, pick_decode_mode, row_kernel
+from inference.decoding import pick_decode_mode, row_kernel
 from inference.requests import Answer, Request, Sampling
+from models.kv_cache import KVCache
 from models.language_model import LanguageModel
 from simple_inference_engine import InferenceEngine
 
@@ -48,10 +51,29 @@ def same_as_eager(model: LanguageModel, mode: str) -> None:
     assert answers(engine) == expected  # with what was kept
 
 
-@pytest.mark.parametrize("net", ["hrm", "transformer", "trm", "rins", "ut", "hrm post-norm"])
-def test_compiled_decoding_equals_eager(net: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoding, "BACKEND", "aot_eager")
+def uncompiled(function: Callable[[Tensor], Tensor], **_: Any) -> Callable[[Tensor], Tensor]:
+    """In place of torch.compile."""
+    return function
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_static_decoding_equals_eager(net: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", uncompiled)
     monkeypatch.setattr(rows, "FIRST_CACHE_LENGTH", 16)  # it grows once
+    same_as_eager(build(NETS[net]), "compiled")
+
+
+def test_compiled_decoding_equals_eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "BACKEND", "aot_eager")
+    small = tiny_config("hrm", n_layers=2, H_cycles=1, L_cycles=1)
+    same_as_eager(build(small), "compiled")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("net", ["hrm", "transformer", "trm", "rins", "ut", "hrm post-norm"])
+def test_every_net_compiles(net: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "BACKEND", "aot_eager")
+    monkeypatch.setattr(rows, "FIRST_CACHE_LENGTH", 16)
     same_as_eager(build(NETS[net]), "compiled")
 
 
@@ -73,12 +95,9 @@ def test_shapes_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[int, int]] = []
     static = LanguageModel.decode_static
 
-    def remember(self: LanguageModel, tokens: torch.Tensor, cache: object) -> torch.Tensor:
-        seen.append((len(tokens), cache.max_length))  # type: ignore[attr-defined]
-        return static(self, tokens, cache)  # type: ignore[arg-type]
-
-    def uncompiled(function: object, **_: object) -> object:
-        return function
+    def remember(self: LanguageModel, tokens: Tensor, cache: KVCache) -> Tensor:
+        seen.append((len(tokens), cache.max_length))
+        return static(self, tokens, cache)
 
     monkeypatch.setattr(LanguageModel, "decode_static", remember)
     monkeypatch.setattr(torch, "compile", uncompiled)
@@ -93,12 +112,10 @@ def test_shapes_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_full_row_beside_those_in_use_does_no_harm() -> None:
     model = build(NETS["ut"])
     cache = model.new_cache(4, 16)
-    decoder = Decoder(model, cache, "compiled")
     cache.lengths[:] = torch.tensor([2, 16, 15, 40])  # only the first row is in use
     with torch.no_grad():
         logits = model.logits(model.decode_static(torch.tensor([3, 0, 0, 0]), cache))
     assert logits[0].isfinite().all()
-    assert decoder.mode == "compiled"
 
 
 def test_auto_is_what_the_device_wants() -> None:

@@ -39,6 +39,7 @@ class WordFormat:
     """Prompts of one id each; answers named by their number."""
 
     eoa_id = 0
+    id_limit = None
     asked: list[tuple[str, str]]
 
     def __init__(self) -> None:

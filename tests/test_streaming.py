@@ -13,7 +13,6 @@ from net_cases import NETS, build
 from data_io.byte_tokenizer import byte_tokenizer
 from data_io.prompt_format import PromptFormat
 from data_io.special_tokens import BOQ, CONDITION_TOKENS, EOA, EOQ
-from inference import decoding
 from inference.stop_texts import StopTexts
 from models.batch import PackedLayout
 from models.language_model import LanguageModel
@@ -120,7 +119,7 @@ def test_requests_are_taken_when_there_is_a_row() -> None:
 
 
 def test_a_stream_given_up_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoding, "BACKEND", "aot_eager")
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     kept = InferenceEngine(shared_model(), max_context=64, max_rows=2, decode="compiled")
     requests = [Request([3, 1], max_new_tokens=6), Request([9], max_new_tokens=4)]
     expected = [event for event in kept.stream(requests) if isinstance(event, Answer)]
