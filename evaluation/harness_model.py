@@ -87,12 +87,12 @@ class HarnessModel:
     ) -> list[tuple[float, bool]]:
         """(log-probability, whether greedy decoding says the same) of each (context, continuation).
 
-        Of an empty context without chat the continuation is plain text, as in
-        `loglikelihood_rolling`. Else it is an answer, and the white space that would separate it
-        from its context is left out: the end of the prompt does that.
+        After an empty context the continuation is plain text, as in `loglikelihood_rolling`.
+        Without a chat template lm-eval separates it from its context, as a rule by a space or a
+        line end. One such character is left out: the end of the prompt separates them here.
         """
-
         self.num_cropped["loglikelihood"] = 0
+        is_chat = any(isinstance(request.args[0], Conversation) for request in requests)
 
         def spans() -> Iterator[Span]:
             last, context = None, None
@@ -100,7 +100,9 @@ class HarnessModel:
                 text, continuation = request.args
                 if context is None or text is not last:
                     last, context = text, self._context(text)
-                yield self._fitted(self._span(text, context, continuation))
+                if not is_chat and continuation[:1].isspace():
+                    continuation = continuation[1:] or continuation
+                yield self._fitted(self._span(context, continuation))
 
         scores = [(score.total, score.is_greedy) for score in self._scores(spans())]
         self._tell_cropped("loglikelihood", len(requests))
@@ -213,16 +215,14 @@ class HarnessModel:
         ids = self._format.encode_prompt(self.condition, text)
         return _Context(ids, len(ids), "")
 
-    def _span(self, text: str, context: _Context, continuation: str) -> Span:
-        if not isinstance(text, Conversation):
-            continuation = continuation.lstrip() or continuation
+    def _span(self, context: _Context, continuation: str) -> Span:
         # White space belongs to the word after it, for tokenizers that join the two.
         begun = context.begun.rstrip()
         begun_ids = self._text_ids(begun)
         whole = self._text_ids(context.begun + continuation)
         answer = whole[len(begun_ids) :]
         if not answer:
-            raise ValueError(f"the continuation {continuation!r} of {text[-80:]!r} has no token")
+            raise ValueError(f"a continuation ({continuation!r}) has no token to score")
         before = [*context.ids, *begun_ids]
         return Span((*before, *answer), context.num_prefix_tokens, len(before))
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,7 +17,6 @@ from torch.nn import functional as F
 from models.kv_cache import KVCache, RowKernel
 from models.language_model import LanguageModel
 
-DecodeMode = Literal["auto", "eager", "compiled", "cuda_graph"]
 MODES = ("eager", "compiled", "cuda_graph")
 BACKEND = "inductor"  # of `compiled`
 VARIANTS = 64  # of the compiled code: numbers of rows and lengths of the cache

@@ -61,6 +61,7 @@ class BackwardEngine:
     max_context: int
     max_rows: int
     decode: str
+    id_limit: int | None
     log: list[Any]
 
     def stream(self, requests: Iterable[Request]) -> Iterator[Answer]:

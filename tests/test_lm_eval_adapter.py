@@ -43,9 +43,10 @@ def totals(loaded: LoadedModel, *spans: Span) -> list[float]:
 
 
 def test_continuations_are_scored_as_answers(loaded: LoadedModel, model: HarnessModel) -> None:
-    asked = [("add b to c:", " abc"), ("add b to c:", "\nbad"), ("so", "c d"), ("so", "  ")]
+    asked = [("add b to c:", " abc"), ("add b to c:", "\nbad"), ("so", "  d"), ("so", " ")]
     found = model.loglikelihood(instances(*asked), disable_tqdm=True)
-    answers = [("direct", text, answer.strip() or answer) for text, answer in asked]
+    said = ["abc", "bad", " d", " "]
+    answers = [("direct", text, each) for (text, _), each in zip(asked, said, strict=True)]
     assert found == [(score.total, score.is_greedy) for score in loaded.score(answers)]
 
 
@@ -66,6 +67,9 @@ def test_turns_are_one_prefix_and_their_text_is_data(
     ids = loaded.prompt_format.encode_conversation("direct", turns)
     answer = loaded.prompt_format.encode_response(" d")[:-1]  # the space is the task's
     assert found[0] == totals(loaded, Span((*ids, *answer), len(ids), len(ids)))[0]
+    _, (alone, _) = model.loglikelihood(instances((chat, " d"), ("", " d")), disable_tqdm=True)
+    boq = loaded.prompt_format.boq_id
+    assert alone == pytest.approx(totals(loaded, Span((boq, *answer), 1, 1))[0], abs=1e-4)
     assert "spell\n\na<|im_end|>" in chat and chat.count("<|im_start|>") == 2
 
 
@@ -132,7 +136,10 @@ def test_whole_texts_are_read_causally(loaded: LoadedModel, model: HarnessModel)
     boq = loaded.prompt_format.boq_id
     ids = [boq, *loaded.prompt_format.encode_response("abc")[:-1]]
     assert (short, empty) == (pytest.approx(totals(loaded, Span(ids, 1, 1))[0], abs=1e-4), 0.0)
-    assert long < short
+    first, *_ = windows(boq, loaded.prompt_format.encode_response(texts[2])[:-1], CONTEXT)
+    engine = InferenceEngine(loaded.engine.model, max_context=CONTEXT + 1)
+    (of_first,) = engine.score_spans_ids([first])
+    assert long < of_first.total < 0
     assert model.loglikelihood(instances(("", "abc")), disable_tqdm=True)[0][0] == pytest.approx(
         short, abs=1e-4
     )
@@ -140,8 +147,8 @@ def test_whole_texts_are_read_causally(loaded: LoadedModel, model: HarnessModel)
 
 def test_answers_are_those_of_the_engine(loaded: LoadedModel, model: HarnessModel) -> None:
     texts = ["add b to c:", "so", "bee"]
-    sampled = {"temperature": 2.0, "do_sample": True, "max_gen_toks": 20}
-    asked = [*((text, {"max_gen_toks": 20}) for text in texts), *(("so", sampled),) * 3]
+    sampled = {"temperature": 9.0, "do_sample": True, "max_gen_toks": 20}
+    asked = [*((text, {"max_gen_toks": 20}) for text in texts), *(("add b to c:", sampled),) * 3]
     found = model.generate_until(instances(*asked), disable_tqdm=True)
     answers = loaded.engine.generate(
         [("direct", text) for text in texts], loaded.prompt_format, max_new_tokens=20

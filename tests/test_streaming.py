@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import TypeGuard
 
 import pytest
 import torch
 from net_cases import NETS, build
+from torch import Tensor
 
 from data_io.byte_tokenizer import byte_tokenizer
 from data_io.prompt_format import PromptFormat
@@ -119,7 +120,13 @@ def test_requests_are_taken_when_there_is_a_row() -> None:
 
 
 def test_a_stream_given_up_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    compiled = []
+
+    def remember(function: Callable[[Tensor], Tensor], **_: object) -> Callable[[Tensor], Tensor]:
+        compiled.append(function)
+        return function
+
+    monkeypatch.setattr(torch, "compile", remember)
     kept = InferenceEngine(shared_model(), max_context=64, max_rows=2, decode="compiled")
     requests = [Request([3, 1], max_new_tokens=6), Request([9], max_new_tokens=4)]
     expected = [event for event in kept.stream(requests) if isinstance(event, Answer)]
@@ -129,6 +136,7 @@ def test_a_stream_given_up_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch
     given_up.close()  # type: ignore[attr-defined]
     assert beside == expected
     assert [event for event in kept.stream(requests) if isinstance(event, Answer)] == expected
+    assert len(compiled) == 2  # for two streams at once, and never again
 
 
 def test_a_request_that_fails_says_which_and_ends_the_stream() -> None:
