@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
-from itertools import islice
 
 from data_io.prompt_format import PromptFormat
 from inference.decoding import pick_decode_mode
@@ -29,7 +28,7 @@ from inference.requests import (
     TextAnswer,
     Token,
 )
-from inference.rows import CacheRows, Draft
+from inference.rows import CacheRows, drafts_of, take_ready
 from inference.scoring import score_continuations, score_options, score_spans
 from inference.stop_texts import StopTexts
 from inference.texts import answer_ids, option_ids
@@ -92,6 +91,8 @@ class InferenceEngine:
         An answer ends before the first of `stop_texts` that comes up in it. Prompt i is sampled
         with a seed of its own, made of `sampling.seed` and i.
         """
+        if isinstance(stop_texts, str):
+            raise ValueError(f"{stop_texts=} must be a list of texts, e.g. [{stop_texts!r}]")
         stops = StopTexts(stop_texts, prompt_format.decode)
         asked = (
             Request(
@@ -137,25 +138,28 @@ class InferenceEngine:
         """Answers requests, each as soon as it is finished."""
         return (event for event in self.stream(requests) if isinstance(event, Answer))
 
-    def stream(self, requests: Iterable[Request]) -> Iterator[Token | Answer]:
+    def stream(self, requests: Iterable[Request | None]) -> Iterator[Token | Answer]:
         """Answers requests token by token; an `Answer` ends each of them.
 
-        Requests are taken from the iterable only when there is a row for them, so they may come
-        from a queue. Tokens of different requests alternate; a stop token is not reported. Closing
-        the iterator gives up what is unfinished.
+        Requests are taken from the iterable when there are rows for them. One that waits makes the
+        engine wait: a queue gives None where it has nothing yet, and is asked again after the next
+        token. Tokens of different requests alternate; a stop token is not reported. Closing the
+        iterator, or a request that is none (ValueError), gives up what is unfinished.
         """
         rows = self._take_rows()
-        waiting = self._drafts(requests)
+        vocab_size = len(self.model.lm_head.weight)
+        waiting = drafts_of(requests, vocab_size, max_context=self.max_context)
+        is_open = True
         try:
-            while True:
-                taken = list(islice(waiting, rows.num_rows_to_fill()))
+            while is_open or rows.drafts:
+                taken, added = [], []
+                if is_open:
+                    taken, is_open = take_ready(waiting, rows.num_rows_to_fill())
                 if taken:
                     yield from (draft.answer() for draft in taken if draft.finish_reason)
                     added = rows.prefill([draft for draft in taken if not draft.finish_reason])
                 elif rows.drafts:
                     added = rows.decode()
-                else:
-                    return
                 yield from [draft.newest() for draft in added]
                 yield from (draft.answer() for draft in rows.take_finished())
         finally:
@@ -202,17 +206,6 @@ class InferenceEngine:
     def inspect_ids(self, prompt_ids: Sequence[int], answer_ids: Sequence[int] = ()) -> Inspection:
         """The states of one prompt (and a given answer) after every application of a stack."""
         return inspect_prompt(self.model, prompt_ids, answer_ids, max_context=self.max_context)
-
-    def _drafts(self, requests: Iterable[Request]) -> Iterator[Draft]:
-        vocab_size = len(self.model.lm_head.weight)
-        for index, request in enumerate(requests):
-            request.check(index, vocab_size)
-            num_left = self.max_context - len(request.prompt_ids)
-            budget = min(num_left, request.max_new_tokens or self.max_context)
-            draft = Draft(index, request, budget)
-            if budget < 1:
-                draft.finish_reason = "prompt_too_long"
-            yield draft
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,6 +254,9 @@ class LoadedModel:
             (own,) = self.engine.generate_ids(
                 [prompt_ids], stop_ids=stop_ids, max_new_tokens=max_new_tokens
             )
+            if own.finish_reason == "prompt_too_long":
+                limit = self.engine.max_context
+                raise ValueError(f"the prompt has {len(prompt_ids)} tokens, the context {limit}")
             given = own.token_ids
         return self.engine.inspect_ids(prompt_ids, given)
 

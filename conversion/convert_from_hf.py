@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import filecmp
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -126,6 +127,8 @@ def main() -> None:
         convert(options.hf_path, options.out_dir)
     except (ValueError, OSError) as error:
         refuse(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -236,6 +237,8 @@ def main() -> None:
         convert(options.ckpt_path, options.out_dir, options.ckpt_epoch)
     except (ValueError, OSError) as error:
         refuse(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ Written aside and renamed at the end: where logits, ids or answers differ, nothi
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -208,6 +209,8 @@ def main() -> None:
         export(options)
     except (ValueError, OSError) as error:
         refuse(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -112,7 +112,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 path = "{facts.name}"  # this folder, or its name on the hub
-tokenizer = AutoTokenizer.from_pretrained(path)
+tokenizer = AutoTokenizer.from_pretrained(path{trust})
 model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.{facts.dtype}{trust})
 
 messages = [{{"role": "user", "content": "What is 7 times 6?"}}]

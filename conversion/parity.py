@@ -119,7 +119,9 @@ def differences_of(
     """Loads the folder as a user does; ValueError where it is not what is expected."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=runs_code
+    )
     _require_same_ids(tokenizer, expected)
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         folder,

@@ -6,6 +6,7 @@ all are there they are put in order.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -22,10 +23,11 @@ class AnswerFile:
         """Begins the file, or goes on with it where it was begun with the same settings.
 
         A last line that was cut off by a kill is dropped. ValueError for a file of other settings,
-        of other origin, or with a broken line.
+        of other origin, with a broken line, or that another process is writing.
         """
         self.path = path
         self.settings_path = path.with_name(path.name + SETTINGS_SUFFIX)
+        self._lock = _locked(path)
         self._begin(dict(settings))
         self.done = {line["index"] for line in self._lines()}
         self._file: IO[bytes] = path.open("ab", buffering=0)
@@ -41,12 +43,12 @@ class AnswerFile:
         lines = {line["index"]: line for line in self._lines()}
         ordered = [lines[index] for index in sorted(lines)]
         _replace(self.path, b"".join(map(_encoded, ordered)))
+        Path(self._lock.name).unlink(missing_ok=True)
+        self._lock.close()
         return ordered
 
     def _begin(self, settings: dict[str, Any]) -> None:
         if not self.path.exists():
-            if not self.path.parent.is_dir():
-                raise FileNotFoundError(f"{self.path.parent} is no folder; make it first")
             content = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
             _replace(self.settings_path, content.encode())
             return
@@ -92,6 +94,21 @@ class AnswerFile:
                         f"{self.path}:{number} is no line of answers; remove that line, or the file"
                     )
                 yield line
+
+
+def _locked(path: Path) -> IO[bytes]:
+    """Held as long as it is open, by this process alone; a killed one holds nothing."""
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent} is no folder; make it first")
+    lock = path.with_name(f".{path.name}.lock").open("ab")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise ValueError(
+            f"{path} is being written by another process; wait for it, or give another output="
+        ) from None
+    return lock
 
 
 def _encoded(line: Mapping[str, Any]) -> bytes:

@@ -160,11 +160,9 @@ def _open_folder(options: ModelOptions) -> StoredModel | ExportedModel:
 
 
 def _prompt_format(stored: StoredModel | ExportedModel, given: Path | None) -> PromptFormat:
-    is_run = isinstance(stored, StoredModel)
     whose = stored.run if isinstance(stored, StoredModel) else stored.path
-    places = [whose, *([stored.data_folder] if is_run else [])]
     return prompt_format_of(
-        stored.tokenizer_info, given, places=places, vocab_size=stored.vocab_size, whose=whose
+        stored.tokenizer_info, given, places=[whose], vocab_size=stored.vocab_size, whose=whose
     )
 
 

@@ -44,9 +44,9 @@ class Sampling:
             raise ValueError(
                 f"temperature={self.temperature} must be 0 (greedy) or a positive number, e.g. 0.7"
             )
-        if self.top_k is not None and self.top_k < 1:
+        if self.top_k is not None and (self.top_k < 1 or self.top_k != int(self.top_k)):
             raise ValueError(
-                f"top_k={self.top_k} leaves no token; use 1 or more, or None for all of them"
+                f"top_k={self.top_k} must be a whole number, 1 or more, or None for all tokens"
             )
         if not 0 < self.top_p <= 1:
             raise ValueError(
@@ -85,10 +85,9 @@ class Request:
                 f"prompt {index} must be one or more token ids from 0 to {vocab_size - 1}, "
                 f"but is {list(prompt)[:16]} ({len(prompt)} tokens)"
             )
-        if self.max_new_tokens is not None and self.max_new_tokens < 1:
-            raise ValueError(
-                f"max_new_tokens={self.max_new_tokens} generates nothing; use 1 or more"
-            )
+        limit = self.max_new_tokens
+        if limit is not None and (limit < 1 or limit != int(limit)):
+            raise ValueError(f"max_new_tokens={limit} must be a whole number, 1 or more")
         if self.top_tokens < 0:
             raise ValueError(f"top_tokens={self.top_tokens} must be 0 (none) or more")
 
@@ -111,6 +110,7 @@ class Answer:
     index: int  # of the request, in the order given
     token_ids: tuple[int, ...]  # without the stop token
     finish_reason: FinishReason
+    stopped_by: Token | None = None  # the stop token, with Request.top_tokens alone
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -18,7 +18,7 @@ FIRST_CACHE_LENGTH = 64  # tokens a row; the cache grows with what it has to hol
 # Prompts are packed into one row until they have this many tokens together. On CPUs what a row
 # needs then stays in the cache: nano, one thread: 77 us a token at 1000, 95 to 110 at 4000.
 PREFILL_TOKENS = {"cpu": 1024, "gpu": 8192}
-REFILL_SHARE = 4  # prompts are taken in once 1 / this of the rows are free: each prefill is a pass
+REFILL_SHARE = 8  # prompts are taken in once 1 / this of the rows are free: each prefill is a pass
 
 
 @dataclass(slots=True)
@@ -31,6 +31,7 @@ class Draft:
     token_ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     probability: float | None = None  # of the newest token, where the request wants to know
+    stopped_by: int | None = None  # the stop token
     likely: tuple[tuple[int, float], ...] = ()
 
     @property
@@ -40,12 +41,12 @@ class Draft:
     def add(self, token: int) -> bool:
         """Takes the next token; whether it belongs to the answer."""
         if token in self.request.stop_ids:
-            self.finish_reason = "stop"
+            self.finish_reason, self.stopped_by = "stop", token
             return False
         self.token_ids.append(token)
         if self.request.is_complete is not None and self.request.is_complete(self.token_ids):
             self.finish_reason = "stop"
-        elif len(self.token_ids) == self.budget:
+        elif len(self.token_ids) >= self.budget:
             self.finish_reason = "length"
         return True
 
@@ -54,7 +55,10 @@ class Draft:
 
     def answer(self) -> Answer:
         assert self.finish_reason is not None
-        return Answer(self.index, tuple(self.token_ids), self.finish_reason)
+        last = None
+        if self.stopped_by is not None and self.request.top_tokens:
+            last = Token(self.index, self.stopped_by, self.probability, self.likely)
+        return Answer(self.index, tuple(self.token_ids), self.finish_reason, last)
 
 
 class CacheRows:
@@ -75,6 +79,10 @@ class CacheRows:
         self._model = model
         self._max_rows = max_rows
         self._id_limit = id_limit
+        # Faster where nobody wants a gradient later: what inference mode makes can have none, and a
+        # model in training keeps some of it (gathered shards).
+        is_fixed = not any(weight.requires_grad for weight in model.parameters())
+        self._without_gradient = torch.inference_mode if is_fixed else torch.no_grad
         kernel = row_kernel(model) if decode == "eager" and max_rows > 1 else None
         self._cache = model.new_cache(max_rows, FIRST_CACHE_LENGTH, kernel)
         self._decoder = Decoder(model, self._cache, decode)
@@ -89,7 +97,6 @@ class CacheRows:
         num_free = self._max_rows - len(self.drafts)
         return num_free if num_free * REFILL_SHARE >= self._max_rows else 0
 
-    @torch.no_grad()
     def prefill(self, drafts: Sequence[Draft]) -> list[Draft]:
         """Adds new drafts, packed into rows, and finds their first tokens.
 
@@ -99,7 +106,8 @@ class CacheRows:
         row_tokens = PREFILL_TOKENS["cpu" if device.type == "cpu" else "gpu"]
         added = []
         for together in in_rows(drafts, row_tokens):
-            added += self._prefill_row(together)
+            with self._without_gradient():
+                added += self._prefill_row(together)
         return added
 
     def _prefill_row(self, drafts: Sequence[Draft]) -> list[Draft]:
@@ -124,9 +132,12 @@ class CacheRows:
         self._sampled = self._sampled_rows(self.drafts)
         return self._add_tokens(logits, drafts, self._sampled_rows(drafts))
 
-    @torch.no_grad()
     def decode(self) -> list[Draft]:
         """Adds one token to every draft."""
+        with self._without_gradient():
+            return self._decode()
+
+    def _decode(self) -> list[Draft]:
         num_columns = max(draft.num_tokens for draft in self.drafts)
         self._decoder.reserve(num_columns)
         newest = [draft.token_ids[-1] for draft in self.drafts]
@@ -150,7 +161,6 @@ class CacheRows:
         added = zip(drafts, tokens.tolist(), strict=True)
         return [draft for draft, token in added if draft.add(token)]
 
-    @torch.no_grad()
     def take_finished(self) -> list[Draft]:
         """Removes the finished drafts, and moves the last ones into the rows that they leave."""
         finished = [draft for draft in self.drafts if draft.finish_reason]
@@ -161,7 +171,8 @@ class CacheRows:
         movers = [
             row for row in range(num_left, len(self.drafts)) if not self.drafts[row].finish_reason
         ]
-        self._cache.move_rows(movers, holes)
+        with self._without_gradient():
+            self._cache.move_rows(movers, holes)
         for source, target in zip(movers, holes, strict=True):
             self.drafts[target] = self.drafts[source]
         del self.drafts[num_left:]
@@ -179,6 +190,38 @@ def _note_likely(logits: Tensor, tokens: Tensor, drafts: Sequence[Draft]) -> Non
     for row, probability, tops in zip(rows, of_chosen, likely, strict=True):
         drafts[row].probability = probability
         drafts[row].likely = tuple(tops[: drafts[row].request.top_tokens])
+
+
+def drafts_of(
+    requests: Iterable[Request | None], vocab_size: int, *, max_context: int
+) -> Iterator[Draft | None]:
+    """A draft for each request, in order; None where there is none yet."""
+    index = -1
+    for request in requests:
+        if request is None:
+            yield None
+            continue
+        index += 1
+        request.check(index, vocab_size)
+        num_left = max_context - len(request.prompt_ids)
+        draft = Draft(index, request, min(num_left, request.max_new_tokens or max_context))
+        if draft.budget < 1:
+            draft.finish_reason = "prompt_too_long"
+        yield draft
+
+
+def take_ready(waiting: Iterator[Draft | None], num_rows: int) -> tuple[list[Draft], bool]:
+    """At most `num_rows` drafts, those before the first None; and whether more may come."""
+    taken: list[Draft] = []
+    while len(taken) < num_rows:
+        try:
+            draft = next(waiting)
+        except StopIteration:
+            return taken, False
+        if draft is None:
+            break
+        taken.append(draft)
+    return taken, True
 
 
 def in_rows(drafts: Sequence[Draft], row_tokens: int) -> Iterator[list[Draft]]:

@@ -34,7 +34,7 @@ class StoredModel:
     vocab_size: int
     max_seq_len: int
     tokenizer_info: TokenizerInfo
-    data_folder: Path  # where the tokenizer may lie too
+    data_folder: Path  # as the run gives it; nothing is loaded from there
     weights: Path  # the folder of tensors
     taken: str  # which checkpoint and which weights, in words
     notes: tuple[str, ...]  # what was passed over
@@ -69,14 +69,14 @@ def open_run(
     takes_ema = _takes_ema(checkpoint, use_ema)
     progress = checkpoint.progress
     kind = "EMA" if takes_ema else "raw"
-    info, data_folder = tokens_of_run(run)
+    info, _ = tokens_of_run(run)
     return StoredModel(
         run,
         arch,
         metadata.vocab_size,
         metadata.max_seq_len,
         info,
-        data_folder,
+        Path(str(config.get("data", {}).get("path"))),
         checkpoint.path / (EMA if takes_ema else MODEL),
         f"{checkpoint.path} (epoch {progress.epoch}, step {progress.step:,}, {kind} weights)",
         notes,

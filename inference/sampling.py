@@ -35,11 +35,11 @@ class SampledRows:
         if not rows:
             return None
         sampled = [samplings[row] for row in rows]
-        everything = torch.iinfo(torch.int64).max
+        most = torch.iinfo(torch.int64).max
         return cls(
             torch.tensor(rows, device=device),
             torch.tensor([each.temperature for each in sampled], device=device),
-            torch.tensor([each.top_k or everything for each in sampled], device=device),
+            torch.tensor([min(each.top_k or most, most) for each in sampled], device=device),
             torch.tensor([each.top_p for each in sampled], device=device),
             torch.tensor([_signed(each.seed) for each in sampled], device=device),
         )

@@ -131,7 +131,7 @@ def score_options(
 
 def _require_ids(model: LanguageModel, what: str, token_ids: Sequence[int]) -> None:
     vocab_size = len(model.lm_head.weight)
-    if not token_ids or min(token_ids) < 0 or max(token_ids) >= vocab_size:
+    if not len(token_ids) or min(token_ids) < 0 or max(token_ids) >= vocab_size:
         raise ValueError(
             f"{what} must be one or more token ids from 0 to {vocab_size - 1}, "
             f"but is {list(token_ids)[:16]} ({len(token_ids)} tokens)"

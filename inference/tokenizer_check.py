@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -58,6 +59,8 @@ def prompt_format_of(
             f"{not_it}: its {id_limit} ids make a vocabulary of {padded}, the model's is "
             f"{vocab_size}; give the tokenizer.json that made the training data"
         )
+    if not is_proven and given is not None:
+        print(f"{taken}: ids not compared, {whose} has no tokenizer of its own", file=sys.stderr)
     return prompt_format
 
 

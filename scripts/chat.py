@@ -123,6 +123,8 @@ class Chat:
                 show(piece)
             if isinstance(event, Answer):
                 if self.options.verbose:
+                    if event.stopped_by is not None:
+                        self.say(step_line(prompt_format, num_steps + 1, event.stopped_by))
                     show(whole)
                 note = was_cut(event, self.options.max_output_tokens)
                 show("\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import signal
 import subprocess
@@ -241,3 +242,13 @@ def test_a_killed_process_goes_on_where_it_was(run: Path, tmp_path: Path) -> Non
     subprocess.run([*command, f"output={tmp_path / 'whole.jsonl'}"], cwd=tmp_path, check=True)
     assert output.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
     assert len(lines_of(output)) == 60
+
+
+def test_a_file_that_another_process_writes_is_refused(
+    ask: Program, questions: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "answers.jsonl"
+    with (tmp_path / ".answers.jsonl.lock").open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert_refused(ask(f"input={questions}", f"output={output}"), "by another process")
+    assert not output.exists()

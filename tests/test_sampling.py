@@ -156,7 +156,7 @@ def test_likely_tokens_are_the_models_own() -> None:
         ({"temperature": -0.1}, "temperature=-0.1 must be 0"),
         ({"temperature": math.nan}, "temperature=nan"),
         ({"temperature": math.inf}, "temperature=inf"),
-        ({"top_k": 0}, "top_k=0 leaves no token"),
+        ({"top_k": 0}, "top_k=0 must be a whole number"),
         ({"top_p": 0.0}, "top_p=0.0 must be above 0"),
         ({"top_p": 1.5}, "top_p=1.5"),
         ({"top_p": math.nan}, "top_p=nan"),

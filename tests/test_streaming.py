@@ -142,7 +142,7 @@ def test_a_stream_given_up_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch
 def test_a_request_that_fails_says_which_and_ends_the_stream() -> None:
     for request, complaint in (
         (Request([]), "prompt 1 must be one or more token ids"),
-        (Request([1], max_new_tokens=0), "max_new_tokens=0 generates nothing"),
+        (Request([1], max_new_tokens=0), "max_new_tokens=0 must be a whole number"),
         (Request([1], top_tokens=-1), "top_tokens=-1 must be 0"),
     ):
         with pytest.raises(ValueError, match=complaint):
@@ -173,3 +173,33 @@ def test_a_stop_text_is_found_across_tokens_and_within_characters() -> None:
     assert found[0] == complete
     assert stops.cut("before — after — a") == "before "
     assert stops.cut("nothing") == "nothing"
+
+
+def test_a_queue_that_has_nothing_yet_keeps_nobody_waiting() -> None:
+    asked: list[Request | None] = [Request([1], max_new_tokens=3)]
+    finished: list[int] = []
+
+    def queue() -> Iterator[Request | None]:
+        yield from asked
+        while not finished:  # the next request depends on the first answer
+            yield None
+        yield Request([2], max_new_tokens=3)
+
+    for event in engine().stream(queue()):
+        if isinstance(event, Answer):
+            finished.append(event.index)
+    assert finished == [0, 1]
+
+
+def test_the_stop_token_is_told_where_likely_tokens_are_asked_for() -> None:
+    first, second = greedy([5], 2)
+    request = Request([5], stop_ids=frozenset({second}), top_tokens=2)
+    *_, answer = engine().stream([request])
+    assert isinstance(answer, Answer) and answer.stopped_by is not None
+    assert answer.token_ids == (first,) and answer.stopped_by.token_id == second
+    assert answer.stopped_by.likely[0] == (second, answer.stopped_by.probability)
+
+
+def test_a_plain_text_is_no_list_of_stop_texts() -> None:
+    with pytest.raises(ValueError, match="must be a list of texts"):
+        list(engine().generate([("direct", "x")], PROMPT_FORMAT, stop_texts="ab"))

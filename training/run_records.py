@@ -68,8 +68,7 @@ def tokens_of_run(run: Path) -> tuple[TokenizerInfo, Path]:
     info = stored_metadata(run).tokenizer_info
     if (run / TOKENIZER_FILE).is_file():
         return info.model_copy(update={"tokenizer_path": str(run)}), run
-    stored = stored_config(run) or {}
-    return info, Path(str(stored.get("data", {}).get("path")))
+    return info, run
 
 
 def choose_checkpoint(
