@@ -28,8 +28,12 @@ class AnswerFile:
         self.path = path
         self.settings_path = path.with_name(path.name + SETTINGS_SUFFIX)
         self._lock = _locked(path)
-        self._begin(dict(settings))
-        self.done = {line["index"] for line in self._lines()}
+        try:
+            self._begin(dict(settings))
+            self.done = {line["index"] for line in self._lines()}
+        except ValueError:
+            self._unlock()
+            raise
         self._file: IO[bytes] = path.open("ab", buffering=0)
 
     def add(self, line: Mapping[str, Any]) -> None:
@@ -43,9 +47,12 @@ class AnswerFile:
         lines = {line["index"]: line for line in self._lines()}
         ordered = [lines[index] for index in sorted(lines)]
         _replace(self.path, b"".join(map(_encoded, ordered)))
+        self._unlock()
+        return ordered
+
+    def _unlock(self) -> None:
         Path(self._lock.name).unlink(missing_ok=True)
         self._lock.close()
-        return ordered
 
     def _begin(self, settings: dict[str, Any]) -> None:
         if not self.path.exists():
