@@ -66,6 +66,8 @@ class Decoder:
 
     def reserve(self, length: int) -> None:
         """Makes room for rows of `length` tokens."""
+        if self.mode != "eager" and length > self.cache.max_length:
+            length = max(length, 2 * self.cache.max_length)  # few lengths: each is compiled
         if self.cache.reserve(length):
             self._graphs.clear()  # they hold the cache as it was
 

@@ -15,6 +15,7 @@ from models.batch import PackedLayout
 from models.language_model import LanguageModel
 
 FIRST_CACHE_LENGTH = 64  # tokens a row; the cache grows with what it has to hold
+ROOM_AHEAD = 1 << 30  # bytes of a cache that is made as long as answers may get at once, on CPUs
 # Prompts are packed into one row until they have this many tokens together. On CPUs what a row
 # needs then stays in the cache: nano, one thread: 77 us a token at 1000, 95 to 110 at 4000.
 PREFILL_TOKENS = {"cpu": 1024, "gpu": 8192}
@@ -112,7 +113,7 @@ class CacheRows:
 
     def _prefill_row(self, drafts: Sequence[Draft]) -> list[Draft]:
         prompt_lens = [draft.num_tokens for draft in drafts]
-        self._decoder.reserve(max(prompt_lens))
+        self._decoder.reserve(self._room_for(drafts))
         device = self._cache.lengths.device
         # The whole prompt is the prefix.
         prefix_lens = torch.tensor(prompt_lens, dtype=torch.int32)
@@ -144,6 +145,13 @@ class CacheRows:
         tokens = torch.tensor(newest, device=self._cache.lengths.device)
         logits = self._decoder.logits(tokens, num_columns)
         return self._add_tokens(logits, self.drafts, self._sampled)
+
+    def _room_for(self, drafts: Sequence[Draft]) -> int:
+        """Tokens of a row. A row kernel's cache takes memory only where it is written."""
+        longest = max(draft.num_tokens + draft.budget for draft in drafts)
+        if self._cache.kernel and longest * self._cache.bytes_per_column <= ROOM_AHEAD:
+            return longest
+        return max(draft.num_tokens for draft in drafts)
 
     def _sampled_rows(self, drafts: Sequence[Draft]) -> SampledRows | None:
         settings = [draft.request.sampling for draft in drafts]

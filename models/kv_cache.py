@@ -19,6 +19,8 @@ from models.attention import AttentionPlan
 from models.batch import PackedLayout
 from models.transformer import StackConfig
 
+GROWTH = 256  # tokens that a cache grows by at least, once it is that long
+
 
 class RowKernel(Protocol):
     """A kernel for one new token a row that wants the cache laid out for itself.
@@ -120,17 +122,24 @@ class KVCache:
     def max_length(self) -> int:
         return self._applications[0].keys.shape[2] * self._block
 
+    @property
+    def bytes_per_column(self) -> int:
+        """Of one more token in all rows."""
+        num_bytes = sum(each.keys.nbytes + each.values.nbytes for each in self._applications)
+        return num_bytes // self.max_length
+
     def layers(self, application: int) -> LayerCaches:
         return self._applications[application]
 
     def reserve(self, length: int) -> bool:
         """Makes room for rows of `length` tokens, keeping what they hold; whether it had to.
 
-        It at least doubles, so that a cache grown token by token copies each but a few times.
+        It grows by at least GROWTH tokens, or doubles, so that a cache grown token by token is
+        copied but rarely: attention reads all of it with every token.
         """
         if length <= self.max_length:
             return False
-        length = max(length, 2 * self.max_length)
+        length = max(length, self.max_length + min(self.max_length, GROWTH))
         for application, layers in enumerate(self._applications):
             self._applications[application] = LayerCaches(
                 self._longer(layers.keys, length), self._longer(layers.values, length)

@@ -190,10 +190,10 @@ def test_free_rows_are_taken_by_the_next_prompts(calls: Calls) -> None:
 
 
 def test_a_few_free_rows_wait_for_more_before_they_are_filled(calls: Calls) -> None:
-    engine = InferenceEngine(shared_model(), max_context=64, max_rows=8)
+    engine = InferenceEngine(shared_model(), max_context=64, max_rows=16)
     short, long, next_one = random_prompts(60, 54, 54)  # 4 and 10 tokens of context are left
-    answers_of(engine, [short] + [long] * 7 + [next_one], max_new_tokens=99)
-    assert calls.decode == [8] * 3 + [7] * 6 + [1] * 9
+    answers_of(engine, [short] + [long] * 15 + [next_one], max_new_tokens=99)
+    assert calls.decode == [16] * 3 + [15] * 6 + [1] * 9
 
 
 def test_a_stop_token_that_comes_first_ends_the_answer_at_once() -> None:
