@@ -29,7 +29,7 @@ from omegaconf import DictConfig, OmegaConf
 from data_io.row_planning import RowPacking, heaviest_cursors
 from data_io.sampled_format import SampledData
 from dataset_new import PrefixLMDataset
-from evaluation.during_training import HeldOut, HeldOutWatch
+from evaluation.watching import Watch, WatchPlan
 from models.batch import PackedBatch
 from models.language_model import LanguageModel
 from training.adam_atan2 import AdamATan2
@@ -72,28 +72,26 @@ class Run:
     optimizer: AdamATan2
     directory: RunDirectory
     logger: MetricsLogger
-    held_out: HeldOutWatch | None = None
+    watch: Watch
 
 
 def train(run: Run, progress: Progress) -> tuple[str, int]:
     """The loop: every epoch, every global batch, a step; how it ended, and the exit code."""
     config = run.config
-    limits = {"max_steps": config.max_steps, "max_minutes": config.max_minutes}
     schedule = SaveSchedule(run.world, config.checkpoint_steps, config.checkpoint_minutes)
     compile_clock = CompileClock()
-    with StopRequests(run.world, **limits) as requests:
+    limits = (config.max_steps, config.max_minutes, run.watch.spent)
+    with StopRequests(run.world, *limits) as requests:
         if config.checkpoint_start and progress.step == 0:
             save(run, "fsdp2_step_0", progress)
         if requests.is_complete(progress.step):
             return requests.outcome(progress.step), 0
-        if run.held_out and run.held_out.is_due(progress.step):  # it was stopped while looking
-            run.held_out.look(progress, requests.is_wanted)
+        run.watch.look_if_due(progress, requests)  # it was stopped while looking
         for epoch in range(progress.epoch, config.epochs):
             for micro_batches in global_batches(run, progress):
                 progress = step(run, micro_batches, progress)
                 say(run.world, *compile_clock.news())
-                if run.held_out and run.held_out.is_due(progress.step):
-                    run.held_out.look(progress, requests.is_wanted)
+                run.watch.look_if_due(progress, requests)
                 must_stop = requests.reason(progress.step)
                 if must_stop or schedule.is_due(progress.step):
                     save(run, f"fsdp2_step_{progress.step}", progress)
@@ -103,8 +101,7 @@ def train(run: Run, progress: Progress) -> tuple[str, int]:
             progress = Progress(epoch + 1, 0, progress.step, progress.tokens)
             if (epoch + 1) % config.checkpoint_interval == 0 or epoch + 1 == config.epochs:
                 save(run, f"fsdp2_epoch_{epoch + 1}", progress)
-    if run.held_out:
-        run.held_out.look(progress)
+    run.watch.look_at_end(progress)
     return "done", 0
 
 
@@ -150,9 +147,7 @@ def rehearse(run: Run, start: Progress) -> list[str]:
         micro_batches = next(global_batches(run, Progress(cursor=cursor)))
         with rehearsal.timed(f"step {number + 1}"):
             progress = step(run, micro_batches, last)
-    if run.held_out:
-        with rehearsal.timed("validation"):
-            run.held_out.look(progress)
+    run.watch.rehearse(progress, rehearsal.timed)
     before = digest(training_state(run.model, run.optimizer))
     with rehearsal.timed("saving"):
         save(run, f"fsdp2_step_{progress.step}", progress)
@@ -172,7 +167,7 @@ class Prepared:
     world: World
     data: SampledData
     packing: RowPacking
-    held_out: HeldOut | None
+    watched: WatchPlan
     directory: RunDirectory
     start: Start
     chosen: dict[str, Any]  # what the run that is continued chose when it began
@@ -201,10 +196,11 @@ def prepare(
         say(world, *require_same_vocabulary(Path(str(config.resume_from)), data))
     chosen = recorded_choices(directory.path)
     require_same_data(chosen.get("data"), data, config)
-    held_out = HeldOut.open(config.val_data, data, packing) if config.val_data else None
+    watched = WatchPlan.open(config, data, packing)
+    say(world, *watched.notes)
     if config.dry_run:
         directory = directory.aside()
-    return Prepared(config, world, data, packing, held_out, directory, start, chosen)
+    return Prepared(config, world, data, packing, watched, directory, start, chosen)
 
 
 def build(prepared: Prepared) -> Run:
@@ -220,7 +216,7 @@ def build(prepared: Prepared) -> Run:
     directory.create(config.model_dump(), data.metadata.train_metadata())
     tracker, tracker_note = open_tracker(config, directory.path, world, step=progress.step)
     lines = {**built.lines, **loaded, "threads": f"{threads} ({threads_reason})"}
-    lines |= {"held out": prepared.held_out.note} if prepared.held_out else {}
+    lines |= prepared.watched.lines
     say(world, *summary_lines(config, facts, {**lines, "tracker": tracker_note}))
     if world.is_main:
         keep_tokenizer(directory.path, data)
@@ -230,12 +226,11 @@ def build(prepared: Prepared) -> Run:
     logger = MetricsLogger(directory.path, world, **intervals, start=progress, tracker=tracker)
     if start.checkpoint:
         logger.restore(start.checkpoint.log_state)
-    held_out = None
-    if prepared.held_out:
-        parts = {"model": model, "optimizer": optimizer, "start_step": progress.step}
-        held_out = HeldOutWatch(prepared.held_out, directory.path, logger, **parts)
+    watch = prepared.watched.begin(
+        directory.path, logger, model=model, optimizer=optimizer, start=progress, facts=facts
+    )
     return Run(
-        config, world, data, prepared.packing, facts, model, optimizer, directory, logger, held_out
+        config, world, data, prepared.packing, facts, model, optimizer, directory, logger, watch
     )
 
 

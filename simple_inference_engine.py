@@ -16,7 +16,8 @@ from data_io.prompt_format import PromptFormat
 from inference.decoding import pick_decode_mode
 from inference.depth import at_depth, with_depth
 from inference.inspection import Inspection, inspect_prompt
-from inference.model_folder import ModelOptions, open_model
+from inference.model_folder import ModelOptions
+from inference.packed_weights import open_for_answers
 from inference.requests import (
     GREEDY,
     Answer,
@@ -31,7 +32,7 @@ from inference.requests import (
 from inference.rows import CacheRows, drafts_of, take_ready
 from inference.scoring import score_continuations, score_options, score_spans
 from inference.stop_texts import StopTexts
-from inference.texts import answer_ids, option_ids
+from inference.texts import answer_ids, option_ids, pairs_of
 from models.language_model import LanguageModel
 
 
@@ -102,7 +103,7 @@ class InferenceEngine:
                 stop_ids=frozenset((prompt_format.eoa_id,)),
                 is_complete=stops.are_in if stop_texts else None,
             )
-            for index, (condition, text) in enumerate(prompts)
+            for index, (condition, text) in enumerate(pairs_of(prompts))
         )
         for answer in self.answer(asked):
             text = stops.cut(prompt_format.decode(answer.token_ids))
@@ -266,7 +267,7 @@ def load_model(options: ModelOptions) -> LoadedModel:
 
     ValueError or FileNotFoundError where it holds no model that this version knows.
     """
-    opened = open_model(options)
+    opened = open_for_answers(options)
     engine = InferenceEngine(
         opened.model,
         max_context=opened.max_context,

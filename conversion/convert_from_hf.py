@@ -24,7 +24,7 @@ from inference.tokenizer_check import prompt_format_of
 from models.attention.sdpa import SdpaAttention
 from models.flops import total_parameters
 from models.language_model import LanguageModel
-from training.checkpoint import EMA, MODEL, Progress, RunDirectory
+from training.checkpoint import CONFIG_FILE, EMA, MODEL, Progress, RunDirectory
 from training.console import refuse
 from training.distributed import World
 
@@ -34,6 +34,11 @@ CHECKPOINT = "fsdp2_epoch_1"
 def convert(hf_path: Path, out_dir: Path) -> None:
     """Writes the run directory; ValueError or OSError where that cannot be, and nothing is left."""
     require_empty(out_dir)
+    if (hf_path / CONFIG_FILE).is_file():
+        raise ValueError(
+            f"--hf_path {hf_path} is a run directory already, which can be asked, evaluated and "
+            "trained on as it is; conversion.convert_to_hf turns one into a folder for transformers"
+        )
     if not is_exported(hf_path):
         raise FileNotFoundError(
             f"{hf_path} is no folder with a config.json; download it first, e.g. "

@@ -33,6 +33,7 @@ from inference.exported_folder import CONFIG_FILE
 from inference.model_folder import ModelOptions, open_model
 from inference.run_folder import StoredModel, open_run
 from models.language_model import LanguageModel
+from models.lora import is_adapter
 from training.checkpoint import EMA, read_checkpoint
 from training.console import refuse
 from training.export_format import export_config, exported_names, why_not_native
@@ -47,15 +48,18 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 def export(options: argparse.Namespace) -> None:
     """Writes the folder; ValueError or OSError where that cannot be, and nothing is left then."""
     require_empty(options.out_dir)
-    if options.ckpt_epoch is not None and options.ckpt_step is not None:
-        raise ValueError("--ckpt_epoch and --ckpt_step name two checkpoints; give one of them")
+    if sum((options.ckpt_epoch is not None, options.ckpt_step is not None, options.ckpt_best)) > 1:
+        raise ValueError(
+            "--ckpt_epoch, --ckpt_step and --ckpt_best name two checkpoints; give one of them"
+        )
     stored = open_run(
         options.ckpt_path,
         epoch=options.ckpt_epoch,
         step=options.ckpt_step,
+        best=options.ckpt_best,
         use_ema=options.ckpt_use_ema,
     )
-    reason = why_not_native(stored.arch)
+    reason = _why_not_native(stored)
     if reason and options.native_only:
         raise ValueError(f"--native_only: {reason}; leave it out to ship a modelling file with it")
     _say("from", "; ".join((stored.taken, *stored.notes)))
@@ -77,12 +81,13 @@ def _our_model(
     stored: StoredModel, options: argparse.Namespace
 ) -> tuple[LanguageModel, PromptFormat]:
     """The checkpoint's model in fp32, with the weights that the export will hold."""
-    kind, number = stored.weights.parent.name.removeprefix("fsdp2_").split("_")
+    kind, _, number = stored.weights.parent.name.removeprefix("fsdp2_").partition("_")
     opened = open_model(
         ModelOptions(
             ckpt_path=stored.run,
             ckpt_epoch=int(number) if kind == "epoch" else None,
             ckpt_step=int(number) if kind == "step" else None,
+            ckpt_best=kind == "best" or None,
             ckpt_use_ema=stored.weights.name == EMA,
             tokenizer_path=options.tokenizer_path,
             device="cpu",
@@ -99,15 +104,16 @@ def _our_model(
 def _write_folder(
     folder: Path, stored: StoredModel, prompt_format: PromptFormat, options: argparse.Namespace
 ) -> None:
-    is_native = why_not_native(stored.arch) is None
+    is_native = _why_not_native(stored) is None
     has_code = options.with_code or not is_native
     ids, max_seq_len = framing_ids(prompt_format), stored.max_seq_len
     num_files = write_weights(
         folder,
         stored.weights,
-        exported_names(stored.arch, tensor_shapes(stored.weights), is_native=is_native),
+        exported_names(stored.arch, _names(stored), is_native=is_native),
         dtype=DTYPES[options.dtype],
         max_file_bytes=int(options.max_file_gib * GIB),
+        lora=None if stored.call_adapters else stored.lora,
     )
     _say("weights", f"{options.dtype}, {num_files} file{'s' * (num_files > 1)}")
     config = export_config(
@@ -118,6 +124,8 @@ def _write_folder(
         ids=ids,
     )
     config["dtype"] = options.dtype
+    if stored.call_adapters:
+        config["lora"] = stored.call_adapters.model_dump()
     if has_code:
         config = ship_code(folder, config, is_native=is_native)
     write_json(folder / CONFIG_FILE, config)
@@ -142,6 +150,18 @@ def _write_folder(
         has_code=has_code,
     )
     write_card(folder, facts)
+
+
+def _why_not_native(stored: StoredModel) -> str | None:
+    if stored.call_adapters:
+        return "its adapters are one for each call of a stack (lora.per_cycle)"
+    return why_not_native(stored.arch)
+
+
+def _names(stored: StoredModel) -> list[str]:
+    """The tensors that are exported: adapters too where they cannot be merged."""
+    names = tensor_shapes(stored.weights)
+    return [name for name in names if stored.call_adapters or not is_adapter(name)]
 
 
 def _say(what: str, told: str) -> None:
@@ -179,6 +199,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--ckpt_epoch", type=int, help="checkpoint of this epoch (default: the newest complete one)"
     )
     add("--ckpt_step", type=int, help="checkpoint of this step")
+    add("--ckpt_best", action="store_true", help="checkpoint of the lowest held-out loss")
     add(
         "--ckpt_use_ema",
         type=_truth,

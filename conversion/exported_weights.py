@@ -12,7 +12,9 @@ from safetensors.torch import save_file
 
 from conversion.exported_tokenizer import write_json
 from inference.exported_folder import INDEX_FILE, WEIGHTS_FILE
-from training.tensor_store import read_tensors_into, tensor_shapes
+from models.lora import LoraConfig
+from training.adapters import read_merged_into
+from training.tensor_store import tensor_shapes
 
 READABLE = 0o644
 
@@ -24,17 +26,19 @@ def write_weights(
     *,
     dtype: torch.dtype,
     max_file_bytes: int,
+    lora: LoraConfig | None = None,
 ) -> int:
     """Writes the tensors of a checkpoint's folder `source`; how many files they took.
 
-    `names` are those in the export and what each is a copy of; several may be of one.
+    `names` are those in the export and what each is a copy of; several may be of one. Adapters
+    shared by all calls of a stack (`lora`) are merged into its weights.
     """
     shapes = tensor_shapes(source)
     sizes = {name: math.prod(shapes[ours]) * dtype.itemsize for name, ours in names.items()}
     files = _files_of(sizes, max_file_bytes)
     for file, held in files.items():
         read = {names[name]: torch.empty(shapes[names[name]], dtype=dtype) for name in held}
-        read_tensors_into(source, read)
+        read_merged_into(source, read, lora)
         tensors, taken = {}, set[str]()
         for name in held:  # the format refuses two names for one piece of memory
             ours = names[name]

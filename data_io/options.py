@@ -7,6 +7,7 @@ interpolated.
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -29,7 +30,7 @@ def parse_options(record: type[OptionsT], arguments: Sequence[str], usage: str) 
     ValueError names what is wrong.
     """
     if any(argument in ("-h", "--help") for argument in arguments):
-        print(help_text(record, usage))
+        print_help(help_text(record, usage))
         sys.exit(0)
     known = fields_of(record)
     values: dict[str, Any] = {}
@@ -86,6 +87,14 @@ def help_text(record: type[BaseModel], usage: str) -> str:
             break_on_hyphens=False,
         )
     return "\n".join(lines)
+
+
+def print_help(text: str) -> None:
+    """Prints it; who reads may have enough before its end, as in `... --help | head`."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # what is left has nowhere to go, nor at the end of the process
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def unknown_option(key: str, record: type[BaseModel]) -> str:

@@ -7,7 +7,7 @@ data: a special token spelled inside it is encoded as ordinary characters.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ from data_io.sampled_format import TokenizerInfo
 
 ROLES = ("boq", "eoq", "eoa")
 TOKENIZER_FILE = "tokenizer.json"
+ENCODED_CHARS = 2**20  # of one call of the tokenizer, and one more text
 SampledTokens = tuple[TokenizerInfo, Path]  # what metadata.json says of them, and its folder
 
 
@@ -51,7 +52,7 @@ class PromptFormat:
         cls, tokenizer_path: Path, *, boq: str, eoq: str, eoa: str, conditions: Mapping[str, str]
     ) -> PromptFormat:
         """`tokenizer_path` is a tokenizer.json or the folder that holds one."""
-        return cls(_read_tokenizer(tokenizer_path), boq, eoq, eoa, dict(conditions))
+        return cls(read_tokenizer(tokenizer_path), boq, eoq, eoa, dict(conditions))
 
     @classmethod
     def from_info(cls, info: TokenizerInfo, data_folder: Path | None = None) -> PromptFormat:
@@ -114,7 +115,7 @@ class PromptFormat:
         """One prompt per text; the conditions pair with them."""
         return [
             [self.boq_id, *self.condition_ids(condition), *text_ids, self.eoq_id]
-            for condition, text_ids in zip(conditions, self._encode_texts(texts), strict=True)
+            for condition, text_ids in zip(conditions, self.encode_texts(texts), strict=True)
         ]
 
     def encode_conversation(self, condition: str, turns: Sequence[tuple[str, str]]) -> list[int]:
@@ -148,24 +149,40 @@ class PromptFormat:
         return self.encode_responses([text])[0]
 
     def encode_responses(self, texts: Sequence[str]) -> list[list[int]]:
-        return [[*text_ids, self.eoa_id] for text_ids in self._encode_texts(texts)]
+        return [[*text_ids, self.eoa_id] for text_ids in self.encode_texts(texts)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids` without their special tokens; nothing else is cut or stripped."""
         return self.tokenizer.decode(ids, skip_special_tokens=True)
 
-    def _encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
-        try:
-            encodings = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        except TypeError:
-            _require_whole_characters(texts)
-            raise
-        return [encoding.ids for encoding in encodings]
+    def encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of the texts alone, encoded together on all cores."""
+        ids: list[list[int]] = []
+        for group in _groups(texts):
+            try:
+                encodings = self.tokenizer.encode_batch_fast(group, add_special_tokens=False)
+            except TypeError:
+                _require_whole_characters(group)
+                raise
+            ids += [encoding.ids for encoding in encodings]
+        return ids
 
     def _id_of(self, token: str) -> int:
         token_id = self.tokenizer.token_to_id(token)
         assert token_id is not None  # checked when the format was made
         return token_id
+
+
+def _groups(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Cuts a batch where it gets long: encoded text takes a hundred times its memory."""
+    start = num_chars = 0
+    for at, text in enumerate(texts):
+        num_chars += len(text)
+        if num_chars > ENCODED_CHARS:
+            yield texts[start : at + 1]
+            start, num_chars = at + 1, 0
+    if start < len(texts):
+        yield texts[start:]
 
 
 def token_differences(one: SampledTokens, other: SampledTokens) -> list[str]:
@@ -194,7 +211,7 @@ def vocabulary(info: TokenizerInfo, data_folder: Path) -> dict[int, str] | None:
     path = find_tokenizer(info, data_folder)
     if path is None:
         return None
-    tokens = _read_tokenizer(path).get_vocab(with_added_tokens=True)
+    tokens = read_tokenizer(path).get_vocab(with_added_tokens=True)
     return {token_id: token for token, token_id in tokens.items()}
 
 
@@ -209,7 +226,8 @@ def _tokenizer_file(path: Path) -> Path:
     return path / TOKENIZER_FILE if path.is_dir() else path
 
 
-def _read_tokenizer(path: Path) -> Tokenizer:
+def read_tokenizer(path: Path) -> Tokenizer:
+    """`path` is a tokenizer.json or the folder that holds one."""
     tokenizer_file = _tokenizer_file(path)
     if not tokenizer_file.is_file():
         raise ValueError(

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -102,13 +103,33 @@ class SampledWriter:
 
     def add_epoch(self, index: EpochIndex) -> None:
         """Writes the next epoch; its tokens must have been added."""
+        self.add_epoch_in_parts([index])
+
+    def add_epoch_in_parts(self, parts: Iterable[EpochIndex]) -> None:
+        """Writes the next epoch without holding it: its examples come some at a time."""
         place = self.staging / f"epoch_{len(self._epoch_tokens)}"
-        index.check(place, self._tokens.size, self.metadata.max_seq_len)
-        place.mkdir()
-        for name in INDEX_NAMES:
-            np.save(place / f"{name}.npy", getattr(index, name).astype(np.int64))
-        total = index.inst_len.sum(dtype=np.int64) + index.resp_len.sum(dtype=np.int64)
-        self._epoch_tokens.append(int(total))
+        place.mkdir(exist_ok=True)
+        int64 = np.dtype(np.int64)
+        columns = {name: _GrowingArray(place / f"{name}.npy", int64) for name in INDEX_NAMES}
+        total = 0
+        try:
+            for part in parts:
+                part.check(place, self._tokens.size, self.metadata.max_seq_len)
+                for name, column in columns.items():
+                    column.append(getattr(part, name))
+                total += int(part.inst_len.sum(dtype=np.int64) + part.resp_len.sum(dtype=np.int64))
+        finally:
+            for column in columns.values():
+                column.close()
+        self._epoch_tokens.append(total)
+
+    def drop_scored(self) -> None:
+        """Leaves scored.npy out; for data of which every response turned out to count whole."""
+        assert self._scored is not None
+        self._scored.close()
+        (self.staging / "scored.npy").unlink()
+        self._scored = None
+        self.metadata = self.metadata.model_copy(update={"scored": False})
 
     def __enter__(self) -> Self:
         return self
@@ -119,10 +140,10 @@ class SampledWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._tokens.close()
-        if self._scored is not None:
-            self._scored.close()
         try:
+            self._tokens.close()
+            if self._scored is not None:
+                self._scored.close()
             if kind is None:
                 self._publish()
         finally:

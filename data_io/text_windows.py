@@ -61,7 +61,7 @@ def pieces_of(files: Sequence[Path]) -> Iterator[Piece]:
         try:
             with path.open(encoding="utf-8", newline="") as file:
                 for document in _documents(path, file):
-                    for text, is_last in _cut(document):
+                    for text, is_last in cut_text(document):
                         yield Piece(text, number, is_last)
                         number += is_last and text != ""
         except UnicodeDecodeError as error:
@@ -103,7 +103,7 @@ def _documents(path: Path, file: TextIO) -> Iterator[TextIO]:
         yield io.StringIO(text, newline="")
 
 
-def _cut(document: TextIO) -> Iterator[tuple[str, bool]]:
+def cut_text(document: TextIO) -> Iterator[tuple[str, bool]]:
     """A text in pieces, and whether each is the last."""
     text = ""
     while block := document.read(PIECE_CHARS):

@@ -6,9 +6,11 @@ measured is `training.validation`'s and `training.samples`' business.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +24,9 @@ from models.batch import PackedBatch
 from models.language_model import LanguageModel
 from simple_inference_engine import InferenceEngine
 from training.adam_atan2 import AdamATan2
-from training.checkpoint import Progress
+from training.checkpoint import BEST, Progress, RunDirectory, training_state
 from training.compiling import compile_error, compile_failures
+from training.lowest_loss import LowestLoss
 from training.prefetch import load_batches
 from training.samples import SampleLog
 from training.schema import ValDataConfig
@@ -102,7 +105,10 @@ class HeldOutWatch:
         self.held_out, self.logger, world = held_out, logger, logger.world
         self.model, self.optimizer = model, optimizer
         # Rank 0 has cut the file to where the run stands; the others may read it before that.
-        self._looked_at = int(world.broadcast(str(_last_look(logger.path))))
+        looks = json.loads(world.broadcast(json.dumps(_looks(logger.path))))
+        self._looked_at = max((line["step"] for line in looks), default=-1)
+        self.lowest = LowestLoss(looks, held_out.config.patience)
+        self._directory = RunDirectory(run_path, world)
         self.validator = Validator(
             model,
             optimizer,
@@ -131,6 +137,7 @@ class HeldOutWatch:
 
         Nothing of it is kept once `gives_way` says that the run is to stop.
         """
+        config = self.held_out.config
         if progress.step == self._looked_at:
             return
         with self.logger.clock_stopped():
@@ -142,6 +149,9 @@ class HeldOutWatch:
                 return
             self._looked_at = progress.step
             self.logger.record(progress, scores)
+            if self.lowest.add({"step": progress.step, **scores}) and config.keep_best:
+                state = training_state(self.model, self.optimizer)
+                self._directory.save(BEST, state, progress, self.logger.state())
             if self.samples:
                 self.samples.add(
                     self.model, self.optimizer, step=progress.step, answer=self._answer
@@ -161,7 +171,7 @@ class HeldOutWatch:
         return [by_index[index] for index in range(len(prompts))]
 
 
-def _last_look(metrics: Path) -> int:
-    """The step of the last scores in metrics.jsonl; -1 where there are none."""
+def _looks(metrics: Path) -> list[dict[str, Any]]:
+    """The scores in metrics.jsonl so far."""
     lines = read_metrics(metrics) if metrics.is_file() else []
-    return max((line["step"] for line in lines if "val/loss" in line), default=-1)
+    return [line for line in lines if "val/loss" in line]

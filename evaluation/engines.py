@@ -7,6 +7,7 @@ becomes of the answers is the affair of `evaluation.running`.
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,11 +17,13 @@ from data_io.prompt_format import PromptFormat
 from evaluation.benchmarks.protocol import Benchmark
 from inference.asking import USUAL_CONDITION, weights_fingerprint
 from inference.depth import depth_of, net_name
-from inference.model_folder import ModelOptions, open_model
+from inference.model_folder import ModelOptions
+from inference.packed_weights import open_for_answers
 from inference.requests import Answer, FinishReason, Request, Sampling
 from inference.run_folder import StoredModel
 from inference.scoring import usual_row_tokens
 from models.flops import total_parameters
+from models.language_model import LanguageModel
 from simple_inference_engine import InferenceEngine
 from training.checkpoint import EMA, read_checkpoint
 
@@ -104,8 +107,8 @@ class Engine(Protocol):
         ...
 
 
-class SimpleEngine:
-    """A run directory, an exported folder or the published weights, through `InferenceEngine`."""
+class OwnEngine(ABC):
+    """A model of this project through `InferenceEngine`, wherever it comes from."""
 
     generation_keys: ClassVar[tuple[str, ...]] = (
         "batch_size",
@@ -115,45 +118,30 @@ class SimpleEngine:
         "condition",
     )
 
-    def __init__(self, options: ModelOptions) -> None:
-        """ValueError or FileNotFoundError where the folder holds no model."""
-        self._options = options
-        self._opened = open_model(options)
+    def __init__(self, prompt_format: PromptFormat, max_context: int, decode: str) -> None:
+        """`decode` as in `InferenceEngine`."""
+        self.prompt_format = prompt_format
+        self.max_context = max_context
+        self._decode = decode
 
     @property
-    def description(self) -> str:
-        return self._opened.description
+    @abstractmethod
+    def model(self) -> LanguageModel:
+        """What answers; only preparing prompts can do without it."""
 
-    @property
-    def prompt_format(self) -> PromptFormat:
-        return self._opened.prompt_format
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        model, stored = self._opened.model, self._opened.stored
-        where: dict[str, Any] = {"checkpoint": None, "epoch": None, "step": None}
-        weights = "exported"
-        if isinstance(stored, StoredModel):
-            checkpoint = read_checkpoint(stored.weights.parent)
-            where = {
-                "checkpoint": checkpoint.path.name,
-                "epoch": checkpoint.progress.epoch,
-                "step": checkpoint.progress.step,
-            }
-            weights = "ema" if stored.weights.name == EMA else "raw"
-        weight = model.lm_head.weight
+    def _identity(self, where: Mapping[str, Any]) -> dict[str, Any]:
+        """`where` it was taken from, and what it is."""
+        weight, config = self.model.lm_head.weight, self.model.config
         tokenizer = self.prompt_format.tokenizer.to_str()
         return {
-            "path": str(self._options.ckpt_path),
             **where,
-            "weights": weights,
-            "net": net_name(model.config),
-            "depth": depth_of(model.config),
-            "parameters": total_parameters(model.config, len(weight)),
-            "max_context": self._opened.max_context,
+            "net": net_name(config),
+            "depth": depth_of(config),
+            "parameters": total_parameters(config, len(weight)),
+            "max_context": self.max_context,
             "dtype": str(weight.dtype).removeprefix("torch."),
             "device": str(weight.device),
-            "weights_fingerprint": weights_fingerprint(model),
+            "weights_fingerprint": weights_fingerprint(self.model),
             "tokenizer_sha256": hashlib.sha256(tokenizer.encode()).hexdigest(),
         }
 
@@ -169,7 +157,7 @@ class SimpleEngine:
         if not is_one_greedy_token(generation):
             return StreamKind(ANSWERS, batch_size, "prompts")
         most = batch_size * self._context(generation)
-        return StreamKind(FIRST_TOKENS, min(usual_row_tokens(self._opened.model), most), "tokens")
+        return StreamKind(FIRST_TOKENS, min(usual_row_tokens(self.model), most), "tokens")
 
     def prepare(self, texts: Sequence[str], generation: Generation) -> Sequence[Prompt]:
         condition = generation.get("condition") or USUAL_CONDITION
@@ -185,7 +173,7 @@ class SimpleEngine:
 
     def _context(self, generation: Generation) -> int:
         """What is asked for, within what the model was trained with."""
-        return min(generation.get("max_context") or USUAL_CONTEXT, self._opened.max_context)
+        return min(generation.get("max_context") or USUAL_CONTEXT, self.max_context)
 
     def num_tokens(self, prompt: Prompt) -> int:
         return len(prompt)
@@ -238,12 +226,44 @@ class SimpleEngine:
     def _engine(self, max_rows: int) -> InferenceEngine:
         """A new one for each stream: what an earlier one held in memory is gone."""
         return InferenceEngine(
-            self._opened.model,
-            max_context=self._opened.max_context,
+            self.model,
+            max_context=self.max_context,
             max_rows=max_rows,
-            decode=self._options.decode,
+            decode=self._decode,
             id_limit=self.prompt_format.id_limit,
         )
+
+
+class SimpleEngine(OwnEngine):
+    """A run directory, an exported folder or the published weights."""
+
+    def __init__(self, options: ModelOptions) -> None:
+        """ValueError or FileNotFoundError where the folder holds no model."""
+        self._options = options
+        self._opened = opened = open_for_answers(options)
+        super().__init__(opened.prompt_format, opened.max_context, options.decode)
+
+    @property
+    def model(self) -> LanguageModel:
+        return self._opened.model
+
+    @property
+    def description(self) -> str:
+        return self._opened.description
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        stored = self._opened.stored
+        where = {"checkpoint": None, "epoch": None, "step": None, "weights": "exported"}
+        if isinstance(stored, StoredModel):
+            checkpoint = read_checkpoint(stored.weights.parent)
+            where = {
+                "checkpoint": checkpoint.path.name,
+                "epoch": checkpoint.progress.epoch,
+                "step": checkpoint.progress.step,
+                "weights": "ema" if stored.weights.name == EMA else "raw",
+            }
+        return self._identity({"path": str(self._options.ckpt_path), **where})
 
 
 def is_one_greedy_token(generation: Generation) -> bool:

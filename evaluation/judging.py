@@ -64,6 +64,11 @@ class Judge:
         self._queue.join()
         self.check()
 
+    def give_up(self) -> None:
+        """Leaves what waits unjudged; returns when nothing is judged any more."""
+        self._failure = self._failure or InterruptedError("judging was given up")
+        self._queue.join()
+
     def close(self) -> None:
         """Lets the thread end, after what was put before."""
         self._queue.put(None)

@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 from evaluation.answer_log import item_digest
-from evaluation.benchmarks.protocol import DataSource, Item
+from evaluation.benchmarks.protocol import DataSource, Item, Loaded
 from evaluation.engines import Engine, Generation, Prompt
 from evaluation.settings import BenchmarkPlan
 
@@ -45,17 +45,27 @@ class Planned:
     plan: BenchmarkPlan
     generation: Generation
     notes: tuple[str, ...] = ()
+    limit: int | None = None  # items, taken from all over the benchmark; None: all
 
 
 class Loader:
     """Loads benchmarks one after the other in a thread of its own, as far ahead as it gets."""
 
     def __init__(
-        self, planned: Sequence[Planned], source: DataSource, engine: Future[Engine]
+        self,
+        planned: Sequence[Planned],
+        source: DataSource,
+        engine: Future[Engine],
+        *,
+        way_out: str = "",
     ) -> None:
-        """Begins at once; prompts are prepared when the engine is there."""
+        """Begins at once; prompts are prepared when the engine is there.
+
+        `way_out` ends the message where data is missing.
+        """
         self._ready: queue.SimpleQueue[Ready] = queue.SimpleQueue()
         self._failure: BaseException | None = None
+        self._way_out = way_out
         arguments = (tuple(planned), source, engine)
         threading.Thread(target=self._load, args=arguments, daemon=True).start()
 
@@ -83,7 +93,7 @@ class Loader:
             for each in planned:
                 self._ready.put(make_ready(each, source, engine))
         except FileNotFoundError as error:
-            self._failure = FileNotFoundError(f"{error}{OFFLINE}")
+            self._failure = FileNotFoundError(f"{error}{self._way_out}")
         except MemoryError:  # no affair of the batch size
             self._failure = ValueError("the data of the benchmarks does not fit into memory")
         except BaseException as error:  # raised again by the thread that asks
@@ -93,7 +103,7 @@ class Loader:
 def make_ready(planned: Planned, source: DataSource, engine: Future[Engine]) -> Ready:
     """ValueError or FileNotFoundError names what is wrong with the data."""
     plan, generation = planned.plan, planned.generation
-    loaded = plan.benchmark.load(source)
+    loaded = of_limit(plan.benchmark.load(source), planned.limit)
     texts = [plan.prompt_of(item.prompt) for item in loaded.items]
     digests = [item_digest(*pair) for pair in zip(loaded.items, texts, strict=True)]
     fingerprint = loaded.fingerprint
@@ -112,6 +122,15 @@ def make_ready(planned: Planned, source: DataSource, engine: Future[Engine]) -> 
     return Ready(
         plan, generation, loaded.items, texts, prompts, too_long, digests, fingerprint, notes
     )
+
+
+def of_limit(loaded: Loaded, limit: int | None) -> Loaded:
+    """`limit` items from beginning to end, so that they come from all categories."""
+    total = len(loaded.items)
+    if limit is None or limit >= total:
+        return loaded
+    items = [loaded.items[total * number // limit] for number in range(limit)]
+    return Loaded(items, (*loaded.notes, f"{limit:,} of {total:,} items are asked"))
 
 
 def too_long_notes(

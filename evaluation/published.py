@@ -29,7 +29,8 @@ AT_EQUAL_FLOPS: dict[str, dict[str, float]] = {
         "Transformer": (53.2, 75.1, 48.4),
     }.items()
 }
-# Items of the published data sets. A mirror with fewer is another benchmark of the same name.
+# Items of the published data sets, from their cards and from memory of them: not counted here, for
+# want of a network. A mirror with fewer is another benchmark of the same name.
 NUM_ITEMS = {
     "GSM8k": 1319,
     "MATH": 5000,

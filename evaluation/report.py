@@ -20,6 +20,7 @@ from evaluation.report_content import (
     equal_flops,
     extent,
     filled_columns,
+    means,
     model_line,
     run_line,
     settings_rows,
@@ -53,6 +54,9 @@ def markdown(results: RecordedResults, found: Sequence[BenchmarkSummary]) -> Ite
         yield from ("", f"**{in_markdown_cell(warning)}**")
     if found:
         yield from _overview(found)
+    if means(results):
+        rows = [(name, _share(share), told) for name, (share, told) in means(results).items()]
+        yield from ("", *_table(("mean", "%, ± standard error", "over"), rows))
     if equal_flops(found):
         yield from _flops_table(found)
     for summary in found:

@@ -7,7 +7,7 @@ again is the same.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,6 +88,7 @@ def _summary(
     if metric not in figures:  # AIME asked for other k than 1
         metric = next(key for key in errors or figures if key in figures)
     categories = _categories(items)
+    names = {category.name for category in categories}
     robust_metric = f"{metric}_robust"
     shown = (metric, robust_metric)
     return BenchmarkSummary(
@@ -111,7 +112,7 @@ def _summary(
         other_figures={
             key: Share(value, errors.get(key))
             for key, value in figures.items()
-            if key not in shown and not _is_of_a_category(key, categories)
+            if key not in shown and not is_of_a_category(key, names)
         },
         categories=categories,
         curve=_curve(name, items),
@@ -157,6 +158,15 @@ def unfinished_line(results: RecordedResults) -> str | None:
     if not unfinished:
         return None
     return f"Not finished yet: {', '.join(unfinished)}. The same command goes on."
+
+
+def means(results: RecordedResults) -> dict[str, tuple[Share, str]]:
+    """Means over benchmarks that `evaluation.core` wrote (CORE, chat), and of what, in words."""
+    found = results.record.get("means") or {}
+    return {
+        name: (Share(mean["value"], mean.get("standard_error")), str(mean.get("of") or ""))
+        for name, mean in found.items()
+    }
 
 
 def settings_rows(results: RecordedResults) -> list[tuple[str, str]]:
@@ -210,9 +220,8 @@ def equal_flops(found: Sequence[BenchmarkSummary]) -> dict[str, float]:
     return {each.name: each.headline.value for each in found if each.name in names}
 
 
-def _is_of_a_category(key: str, categories: Sequence[CategoryShare]) -> bool:
-    """Counts, and what the breakdown shows already: `acc_algebra`, `3_valid`."""
-    names = {category.name for category in categories}
+def is_of_a_category(key: str, names: Collection[str]) -> bool:
+    """Counts, and what a breakdown by these categories shows already: `acc_algebra`, `3_valid`."""
     prefix, _, rest = key.partition("_")
     is_part = rest in names and prefix in ("n", "acc", "invalid")
     return key in ("n", "invalid") or is_part or key.endswith(("_valid", "_cons_count"))

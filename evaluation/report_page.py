@@ -21,6 +21,7 @@ from evaluation.report_content import (
     equal_flops,
     extent,
     filled_columns,
+    means,
     model_line,
     run_line,
     settings_rows,
@@ -65,7 +66,7 @@ def _header(results: RecordedResults) -> str:
 
 def _main(results: RecordedResults, found: Sequence[BenchmarkSummary]) -> Iterable[str]:
     if found:
-        yield _section("All benchmarks", _overview(found))
+        yield _section("All benchmarks", _means(results) + _overview(found))
     if equal_flops(found):
         yield _section("At equal training FLOPs, 1e21 (published)", _flops_table(found))
     for summary in found:
@@ -80,6 +81,15 @@ def _main(results: RecordedResults, found: Sequence[BenchmarkSummary]) -> Iterab
 
 def _section(title: str, content: str) -> str:
     return f"<section><h2>{in_html(title)}</h2>{content}</section>"
+
+
+def _means(results: RecordedResults) -> str:
+    rows = [
+        f"<th>{in_html(name)}</th><td><b>{_share(share)}</b></td>"
+        f'<td class="long">{in_html(told)}</td>'
+        for name, (share, told) in means(results).items()
+    ]
+    return _table(("mean", "%, ± standard error", "over"), rows) if rows else ""
 
 
 def _overview(found: Sequence[BenchmarkSummary]) -> str:

@@ -10,10 +10,12 @@ import gc
 import hashlib
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import chain, count
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from tqdm import tqdm
@@ -21,7 +23,7 @@ from tqdm import tqdm
 from evaluation.answer_log import Given, Log, LogWriter, read_logs
 from evaluation.engines import Answered, Asked, Engine, Generation, StreamKind
 from evaluation.judging import Judge, Sheet
-from evaluation.loading import Loader, Planned, Ready
+from evaluation.loading import Planned, Ready
 from inference.requests import FinishReason
 from training.distributed import World
 
@@ -38,17 +40,45 @@ def in_streams(
     return list(streams.values())
 
 
+class ReadySource(Protocol):
+    """What hands out the benchmarks: `evaluation.loading.Loader` while it loads them."""
+
+    def check(self) -> None:
+        """Raises what keeps it from going on."""
+        ...
+
+    def next(self) -> Ready: ...
+
+
+class Stopping(Protocol):
+    """What may ask to stop in the middle: `training.interrupts.StopRequests`."""
+
+    def is_wanted_here(self) -> bool:
+        """Of this process alone."""
+        ...
+
+    def is_wanted(self) -> bool:
+        """Of any; all processes ask together."""
+        ...
+
+
+class GaveWayError(Exception):
+    """The run was asked to stop, on all ranks; what is not finished is in the logs alone."""
+
+
 @dataclass(slots=True)
 class Runner:
     """Answers and judges benchmarks; `finish` is called on rank 0 for each that is complete."""
 
     engine: Engine
-    loader: Loader
+    loader: ReadySource
     folder: Path  # of the logs
     finish: Callable[[Sheet], None]
     world: World
     finished: dict[str, str] = field(default_factory=dict)  # label -> data fingerprint
     seed: int = 0
+    stopping: Stopping | None = None  # None: nothing stops it but the end of the process
+    is_quiet: bool = False  # what the benchmarks have to note is said already
     _log: Log = field(init=False)
     _writer: LogWriter = field(init=False)
     _judge: Judge = field(init=False)
@@ -56,7 +86,10 @@ class Runner:
     _keys: Iterator[int] = field(init=False, default_factory=count)
 
     def run(self, streams: Sequence[Sequence[Planned]]) -> None:
-        """All ranks call it with the same streams. Benchmarks come in the loader's order."""
+        """All ranks call it with the same streams. Benchmarks come in the loader's order.
+
+        GaveWayError on all of them where `stopping` asks for it.
+        """
         self._log = read_logs(self.folder)
         self.world.barrier()  # before the first answer is logged
         self._writer = LogWriter(self.folder, self.world.rank)
@@ -74,10 +107,16 @@ class Runner:
         tickets: dict[int, tuple[Sheet, int]] = {}
         with self._progress() as self._bar:
             source = self._asked(len(stream), sheets, tickets)
-            for answered in answer_all(self.engine, source, kind, tell=self._warn):
-                sheet, index = tickets.pop(answered.key)
-                self._take(sheet, index, answered.text, answered.finish_reason, answered.num_tokens)
-            assert not tickets, "not all that was asked was answered"
+            with closing(answer_all(self.engine, source, kind, tell=self._warn)) as answers:
+                for each in answers:
+                    sheet, index = tickets.pop(each.key)
+                    self._take(sheet, index, each.text, each.finish_reason, each.num_tokens)
+                    if self.stopping and self.stopping.is_wanted_here():
+                        break
+        if self.stopping and self.stopping.is_wanted():
+            self._judge.give_up()
+            raise GaveWayError
+        assert not tickets, "not all that was asked was answered"
         self._judge.wait()
         self.world.barrier()
         if self.world.size > 1 and self.world.is_main:
@@ -115,7 +154,7 @@ class Runner:
 
     def _sheet(self, ready: Ready) -> Sheet | None:
         """A sheet with what is logged; None for a benchmark that is on record already."""
-        for note in ready.notes:
+        for note in () if self.is_quiet else ready.notes:
             self._tell(f"{ready.label}: {note}")
         if self.finished.get(ready.label) == ready.data_fingerprint:
             self._tell(f"{ready.label}: is on record already")
@@ -158,6 +197,7 @@ class Runner:
             total=0,
             unit=" answers",
             smoothing=0,
+            leave=not self.is_quiet,
             mininterval=0.1 if sys.stderr.isatty() else 10,
             disable=not self.world.is_main,
         )
@@ -187,7 +227,7 @@ def seed_of(seed: int, label: str, item_id: str) -> int:
 
 def answer_all(
     engine: Engine, asked: Iterable[Asked], kind: StreamKind, *, tell: Callable[[str], None]
-) -> Iterator[Answered]:
+) -> Generator[Answered, None, None]:
     """Each answer as it comes. Where memory runs out, goes on with half as much at a time.
 
     ValueError where there is too little even for one prompt.

@@ -63,6 +63,7 @@ class EvaluationSettings:
     plans: list[BenchmarkPlan]
     engine_settings: dict[str, Any]  # all other top-level keys, `ckpt_path` among them
     notes: tuple[str, ...] = field(default=())
+    is_whole_file: bool = True  # nothing was chosen of it by run_only
 
     def groups(self) -> list[list[BenchmarkPlan]]:
         """The plans by equal settings and template, in order of first appearance."""
@@ -90,7 +91,9 @@ def read_settings(
     common = _mapping(config.get(GENERATION), GENERATION)
     plans = [_plan(common, entry) for entry in entries]
     engine_settings = {key: value for key, value in config.items() if key not in OWN_KEYS}
-    return EvaluationSettings(config["engine"], _told_apart(plans), engine_settings, notes)
+    is_whole_file = config.get("run_only") is None
+    plans = _told_apart(plans)
+    return EvaluationSettings(config["engine"], plans, engine_settings, notes, is_whole_file)
 
 
 def _set(config: dict[str, Any], argument: str) -> None:

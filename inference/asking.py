@@ -191,7 +191,9 @@ class TextDecoder:
         text = self._unread()
         if text.endswith(BROKEN):
             return ""
-        self._given_from, self._given_to = self._given_to, len(self._ids)
+        if text:  # else a special token, beside which the next one would lose a space again
+            self._given_from = self._given_to
+        self._given_to = len(self._ids)
         return text
 
     def rest(self) -> str:
@@ -237,5 +239,6 @@ def weights_fingerprint(model: nn.Module) -> str:
         values = parameter.detach().flatten()
         sample = values[:: max(1, len(values) // SAMPLED_VALUES)]
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
-        digest.update(sample.float().cpu().numpy().tobytes())
+        # A copy: memory that numpy has seen cannot be given back by a sharded model.
+        digest.update(sample.float().cpu().clone().numpy().tobytes())
     return digest.hexdigest()[:32]

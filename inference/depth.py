@@ -63,8 +63,13 @@ def at_depth(
 def with_depth(model: LanguageModel, arch: NetConfig) -> LanguageModel:
     """A model that runs `arch`, which must differ from the model's in depth alone.
 
-    It shares the weights of `model`: it costs no memory, and both may be used.
+    It shares the weights of `model`: it costs no memory, and both may be used. ValueError where
+    these are of a certain depth.
     """
+    if model.model.tells_calls_apart:
+        raise ValueError(
+            "the model has adapters for each of its calls (lora.per_cycle), so its depth is fixed"
+        )
     vocab_size = len(model.lm_head.weight)
     with torch.device("meta"):
         other = LanguageModel(arch, vocab_size, model.attention)

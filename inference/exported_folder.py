@@ -20,8 +20,11 @@ from torch import Tensor
 
 from data_io.sampled_format import TokenizerInfo
 from data_io.special_tokens import BOQ, CONDITION_TOKENS, EOA, EOQ
+from models.attention.sdpa import SdpaAttention
 from models.language_model import LanguageModel
+from models.lora import LoraConfig, add_adapters
 from models.transformer import NetConfig
+from training.adapters import stored_lora
 from training.export_format import Place, arch_from_export, layers_by_stack, place_of_exported
 
 CONFIG_FILE, TOKENIZER_FILE = "config.json", "tokenizer.json"
@@ -42,28 +45,50 @@ class ExportedModel:
     tokenizer_info: TokenizerInfo
     files: Mapping[str, Sequence[str]]  # names of the tensors in each file
     notes: tuple[str, ...]  # what was chosen for the user, a line each
+    call_adapters: LoraConfig | None = None  # one for each call of a stack
 
     def load_into(self, model: LanguageModel) -> None:
         """Fills parameters and buffers tensor by tensor, in the type and on the device they have.
 
         ValueError, naming the tensor, where one is missing, not of this net, or of another shape.
         """
-        targets: dict[str, Tensor] = dict(model.named_parameters())
-        targets |= dict(model.named_buffers())
+        targets = _tensors_of(model)
         assert not any(target.is_meta for target in targets.values()), "nothing to copy into"
-        self._require_names_of(targets)
+        self._require_fits(targets)
         for file, names in self.files.items():
             with _opened(self.path / file) as opened, torch.no_grad():
                 for name in names:
                     place = place_of_exported(name)
-                    rows = place.rows(targets[place.name])
+                    place.rows(targets[place.name]).copy_(opened.get_tensor(name))
+
+    def require_whole(self) -> None:
+        """The same errors as `load_into`, before any memory is taken."""
+        try:
+            with torch.device("meta"):
+                model = LanguageModel(self.arch, self.vocab_size, SdpaAttention())
+                if self.call_adapters:
+                    add_adapters(model, self.call_adapters)
+        except RuntimeError:  # more elements than can be counted
+            raise ValueError(
+                f"{self.path / CONFIG_FILE}: a net of vocab_size={self.vocab_size} and "
+                f"hidden_size={self.arch.hidden_size} is larger than any; the file is damaged"
+            ) from None
+        self._require_fits(_tensors_of(model))
+
+    def _require_fits(self, targets: Mapping[str, Tensor]) -> None:
+        """Compares names and shapes, which stand in the heads of the files."""
+        self._require_names_of(targets)
+        for file, names in self.files.items():
+            with _opened(self.path / file) as opened:
+                for name in names:
+                    place = place_of_exported(name)
+                    wanted = list(place.rows(targets[place.name]).shape)
                     shape = opened.get_slice(name).get_shape()
-                    if list(rows.shape) != shape:
+                    if wanted != shape:
                         raise ValueError(
                             f"{self.path / file}: {name} has shape {shape}, but the net of its "
-                            f"{CONFIG_FILE} wants {list(rows.shape)}"
+                            f"{CONFIG_FILE} wants {wanted}"
                         )
-                    rows.copy_(opened.get_tensor(name))
 
     def _require_names_of(self, targets: Mapping[str, Tensor]) -> None:
         """Refuses folders that hold more or less than each tensor of the net once."""
@@ -83,6 +108,10 @@ class ExportedModel:
                 )
 
 
+def _tensors_of(model: LanguageModel) -> dict[str, Tensor]:
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
 def is_exported(path: Path) -> bool:
     """Whether a folder looks like one in the format of Hugging Face, of whatever model."""
     return (path / CONFIG_FILE).is_file()
@@ -98,13 +127,16 @@ def read_exported(path: Path) -> ExportedModel:
     try:
         layers = layers_by_stack(name for names in files.values() for name in names)
         arch = arch_from_export(config, layers)
+        adapters = stored_lora(config)
         vocab_size, max_seq_len = (
             int(config[key]) for key in ("vocab_size", "max_position_embeddings")
         )
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path / CONFIG_FILE}: {_told(error)}") from None
     info, notes = _tokenizer_info(path)
-    return ExportedModel(path, arch, vocab_size, max_seq_len, info, files, notes)
+    found = ExportedModel(path, arch, vocab_size, max_seq_len, info, files, notes, adapters)
+    found.require_whole()
+    return found
 
 
 def read_json(path: Path) -> dict[str, Any]:

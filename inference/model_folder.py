@@ -21,7 +21,8 @@ from pydantic import (
     model_validator,
 )
 
-from data_io.prompt_format import PromptFormat
+from data_io.prompt_format import TOKENIZER_FILE, PromptFormat
+from data_io.sampled_format import TokenizerInfo
 from inference.depth import at_depth, depth_of, net_name
 from inference.exported_folder import ExportedModel, is_exported, read_exported
 from inference.run_folder import StoredModel, open_run
@@ -30,6 +31,7 @@ from models.attention import select_attention
 from models.flops import total_parameters
 from models.language_model import LanguageModel
 from models.linear import KERNELS, pick_linear_kernel, set_linear_kernel
+from models.lora import add_adapters
 from models.transformer import NetConfig
 from training.building import compute_dtype
 from training.checkpoint import CONFIG_FILE
@@ -46,6 +48,9 @@ class ModelOptions(BaseModel):
         default=None, description="checkpoint of this epoch (null: the newest complete one)"
     )
     ckpt_step: NonNegativeInt | None = Field(default=None, description="checkpoint of this step")
+    ckpt_best: bool | None = Field(
+        default=None, description="checkpoint of the lowest held-out loss (val_data.keep_best)"
+    )
     ckpt_use_ema: bool | None = Field(
         default=None, description="averaged weights (null: where they were kept)"
     )
@@ -71,11 +76,12 @@ class ModelOptions(BaseModel):
 
     @model_validator(mode="after")
     def _check_one_checkpoint(self) -> Self:
-        if self.ckpt_epoch is not None and self.ckpt_step is not None:
-            raise ValueError(
-                f"ckpt_epoch={self.ckpt_epoch} and ckpt_step={self.ckpt_step} name two checkpoints;"
-                " give one of them"
-            )
+        named = {"ckpt_epoch": self.ckpt_epoch, "ckpt_step": self.ckpt_step}
+        named |= {"ckpt_best": "true" if self.ckpt_best else None}
+        given = [f"{name}={value}" for name, value in named.items() if value is not None]
+        if len(given) > 1:
+            count = "two" if len(given) == 2 else "three"
+            raise ValueError(f"{' and '.join(given)} name {count} checkpoints; give one of them")
         return self
 
 
@@ -100,6 +106,11 @@ def open_model(options: ModelOptions) -> OpenedModel:
     prompt_format = _prompt_format(stored, options.tokenizer_path)
     depth = {"H_cycles": options.H_cycles, "L_cycles": options.L_cycles, "cycles": options.cycles}
     arch = at_depth(stored.arch, **depth)
+    if stored.call_adapters and arch != stored.arch:
+        raise ValueError(
+            f"{options.ckpt_path} has an adapter for each of its calls, so its depth is fixed; "
+            f"leave {', '.join(name for name, value in depth.items() if value is not None)} out"
+        )
     device = _device(options.device)
     dtype = compute_dtype(options.dtype, device)
     attention, _ = select_attention(
@@ -112,6 +123,8 @@ def open_model(options: ModelOptions) -> OpenedModel:
     kernels = _choose_cpu_kernels(choices, arch.hidden_size) if device.type == "cpu" else ""
     with torch.device("meta"):  # shapes alone: neither drawn nor in memory
         model = LanguageModel(arch, stored.vocab_size, attention)
+        if stored.call_adapters:
+            add_adapters(model, stored.call_adapters)
     model = model.requires_grad_(False).to(dtype).to_empty(device=device).eval()
     stored.load_into(model)
     size = total_parameters(arch, stored.vocab_size) / 1e6
@@ -140,7 +153,7 @@ def _open_folder(options: ModelOptions) -> StoredModel | ExportedModel:
             f"{path} is {what}; ckpt_path is a run directory or an exported folder"
         )
     if not (path / CONFIG_FILE).is_file() and is_exported(path):
-        given = {"ckpt_epoch", "ckpt_step", "ckpt_use_ema"} & options.model_fields_set
+        given = {"ckpt_epoch", "ckpt_step", "ckpt_best", "ckpt_use_ema"} & options.model_fields_set
         given = sorted(name for name in given if getattr(options, name) is not None)
         if given:
             raise ValueError(
@@ -155,12 +168,22 @@ def _open_folder(options: ModelOptions) -> StoredModel | ExportedModel:
             f"{path} holds no model: it is neither a run directory ({CONFIG_FILE}) nor an exported "
             f"folder (config.json){hint}"
         )
-    epoch, step = options.ckpt_epoch, options.ckpt_step
-    return open_run(path, epoch=epoch, step=step, use_ema=options.ckpt_use_ema)
+    return open_run(
+        path,
+        epoch=options.ckpt_epoch,
+        step=options.ckpt_step,
+        best=options.ckpt_best,
+        use_ema=options.ckpt_use_ema,
+    )
 
 
 def _prompt_format(stored: StoredModel | ExportedModel, given: Path | None) -> PromptFormat:
     whose = stored.run if isinstance(stored, StoredModel) else stored.path
+    if isinstance(stored, ExportedModel) and stored.tokenizer_info == TokenizerInfo():
+        raise FileNotFoundError(
+            f"{whose} has no {TOKENIZER_FILE}, so it cannot be asked in words; put the one that "
+            "made its training data there"
+        )
     return prompt_format_of(
         stored.tokenizer_info, given, places=[whose], vocab_size=stored.vocab_size, whose=whose
     )

@@ -16,13 +16,23 @@ from pydantic import ValidationError
 from data_io.sampled_format import TokenizerInfo
 from models import ArchConfig
 from models.language_model import LanguageModel
+from models.lora import LoraConfig, is_adapter
 from models.transformer import NetConfig
-from training.checkpoint import EMA, MODEL, Checkpoint, RunDirectory, read_checkpoint
+from training.adapters import read_merged_into, stored_lora
+from training.checkpoint import (
+    BEST,
+    CONFIG_FILE,
+    EMA,
+    MODEL,
+    Checkpoint,
+    RunDirectory,
+    read_checkpoint,
+)
 from training.distributed import World
 from training.environment import recorded_choices
 from training.export_format import ARCH_ADAPTER, REFERENCE_NETS
-from training.run_records import stored_config, stored_metadata, tokens_of_run
-from training.tensor_store import read_tensors_into, tensor_shapes
+from training.run_records import require_best, stored_config, stored_metadata, tokens_of_run
+from training.tensor_store import tensor_shapes
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,33 +49,56 @@ class StoredModel:
     taken: str  # which checkpoint and which weights, in words
     notes: tuple[str, ...]  # what was passed over
     choices: Mapping[str, Any]  # kernels and threads that the run recorded
+    lora: LoraConfig | None = None  # adapters in the weights
+
+    @property
+    def call_adapters(self) -> LoraConfig | None:
+        """Adapters that are one for each call of a stack: the model must have them too."""
+        return self.lora if self.lora and self.lora.per_cycle else None
 
     def load_into(self, model: LanguageModel) -> None:
-        """Fills parameters and buffers, in the type and on the device that they have."""
+        """Fills parameters and buffers, in the type and on the device that they have.
+
+        Adapters shared by all calls of a stack are merged into its weights.
+        """
         targets = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-        strange = sorted(set(tensor_shapes(self.weights)) - set(targets))
+        stored = tensor_shapes(self.weights)
+        is_merged = self.lora is not None and not self.lora.per_cycle
+        known = {name for name in stored if is_merged and is_adapter(name)}.union(targets)
+        strange = sorted(set(stored) - known)
         if strange:
             raise ValueError(
                 f"{self.weights} holds {strange[0]!r} ({len(strange)} such tensors), which the net "
                 "of all_config.yaml does not have; the two are of different runs"
             )
-        read_tensors_into(self.weights, targets)
+        read_merged_into(self.weights, targets, self.lora if is_merged else None)
 
 
 def open_run(
-    run: Path, *, epoch: int | None = None, step: int | None = None, use_ema: bool | None = None
+    run: Path,
+    *,
+    epoch: int | None = None,
+    step: int | None = None,
+    best: bool | None = None,
+    use_ema: bool | None = None,
 ) -> StoredModel:
-    """A run's model after an epoch or a step, else its newest whole checkpoint.
+    """A run's model after an epoch, a step or its lowest loss, else its newest whole checkpoint.
 
     `use_ema` None: averaged weights where they were kept. ValueError or FileNotFoundError where
     there is none, or nothing that this version knows.
     """
     config = stored_config(run)
     if config is None:
-        raise FileNotFoundError(f"{run} is no run directory: it has no all_config.yaml")
+        is_checkpoint = (run.parent / CONFIG_FILE).is_file()
+        hint = f"; {run.parent} is one: name that, and the epoch or the step beside it"
+        raise FileNotFoundError(
+            f"{run} is no run directory: it has no {CONFIG_FILE}{hint * is_checkpoint}"
+        )
     arch = _arch(run, config["arch"])
     metadata = stored_metadata(run)
-    checkpoint, notes = _checkpoint(run, epoch, step, use_ema)
+    lora = stored_lora(config)
+    name = _name(epoch, step, best)
+    checkpoint, notes = _checkpoint(run, name, use_ema)
     takes_ema = _takes_ema(checkpoint, use_ema)
     progress = checkpoint.progress
     kind = "EMA" if takes_ema else "raw"
@@ -79,9 +112,25 @@ def open_run(
         Path(str(config.get("data", {}).get("path"))),
         checkpoint.path / (EMA if takes_ema else MODEL),
         f"{checkpoint.path} (epoch {progress.epoch}, step {progress.step:,}, {kind} weights)",
-        notes,
+        (*notes, *_adapter_note(lora)),
         recorded_choices(run),
+        lora,
     )
+
+
+def _adapter_note(lora: LoraConfig | None) -> list[str]:
+    if lora is None:
+        return []
+    how = "one for each call of a stack" if lora.per_cycle else "merged into its weights"
+    return [f"adapters of rank {lora.rank}, {how}"]
+
+
+def _name(epoch: int | None, step: int | None, best: bool | None) -> str | None:
+    if best:
+        return BEST
+    if epoch is not None:
+        return f"fsdp2_epoch_{epoch}"
+    return None if step is None else f"fsdp2_step_{step}"
 
 
 def _arch(run: Path, settings: Mapping[str, Any]) -> NetConfig:
@@ -116,11 +165,12 @@ def _arch(run: Path, settings: Mapping[str, Any]) -> NetConfig:
 
 
 def _checkpoint(
-    run: Path, epoch: int | None, step: int | None, use_ema: bool | None
+    run: Path, name: str | None, use_ema: bool | None
 ) -> tuple[Checkpoint, tuple[str, ...]]:
     """The checkpoint that is asked for, its weights checked, and which newer ones are damaged."""
-    if epoch is not None or step is not None:
-        name = f"fsdp2_step_{step}" if epoch is None else f"fsdp2_epoch_{epoch}"
+    if name == BEST:
+        require_best(run)
+    if name is not None:
         if not (run / name).is_dir():
             raise FileNotFoundError(f"{run} has no {name}; it has {_there(run)}")
         checkpoint = read_checkpoint(run / name)

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from data_io.prompt_format import PromptFormat
+
+
+def pairs_of(prompts: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """The prompts as they come; ValueError for one that is no pair of condition and text."""
+    for pair in prompts:
+        if isinstance(pair, str) or len(pair) != 2:
+            raise ValueError(
+                f"{pair!r:.80} is no prompt: each is a pair of condition and text, such as "
+                "('direct', 'rev neon')"
+            )
+        yield pair
 
 
 def answer_ids(prompt_format: PromptFormat, text: str, *, ends: bool) -> list[int]:

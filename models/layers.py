@@ -36,7 +36,8 @@ class Linear(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(truncated_normal(out_features, in_features, std=std))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, call: int = 0) -> Tensor:
+        """`call`: which call of its stack this is; adapters may have weights for each."""
         return linear(x, self.weight)
 
 
@@ -95,16 +96,16 @@ class GatedAttention(nn.Module):
         self.o_proj = Linear(hidden_size, hidden_size, std=out_std)
 
     def forward(
-        self, x: Tensor, rope: Rope | None, context: AttentionContext, layer: int
+        self, x: Tensor, rope: Rope | None, context: AttentionContext, layer: int, call: int = 0
     ) -> Tensor:
         gate, query_key, value = (
-            self.gqkv_proj(x).unflatten(-1, (4, self.num_heads, -1)).split((1, 2, 1), dim=-3)
+            self.gqkv_proj(x, call).unflatten(-1, (4, self.num_heads, -1)).split((1, 2, 1), dim=-3)
         )  # [T, 1 | 2 | 1, H, K]
         if rope is not None:
             query_key = rope.rotate(query_key)
         query, key = query_key.unbind(-3)  # [T, H, K]
         mixed = context.attend(layer, query, key, value.squeeze(-3))  # [T, H, K]
-        return self.o_proj((gate.squeeze(-3).sigmoid() * mixed).flatten(-2))  # [T, D]
+        return self.o_proj((gate.squeeze(-3).sigmoid() * mixed).flatten(-2), call)  # [T, D]
 
 
 class SwiGLU(nn.Module):
@@ -117,9 +118,9 @@ class SwiGLU(nn.Module):
         self.gate_up_proj = Linear(hidden_size, 2 * intermediate_size, std=in_std)
         self.down_proj = Linear(intermediate_size, hidden_size, std=out_std)
 
-    def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
-        return self.down_proj(F.silu(gate) * up)
+    def forward(self, x: Tensor, call: int = 0) -> Tensor:
+        gate, up = self.gate_up_proj(x, call).chunk(2, dim=-1)
+        return self.down_proj(F.silu(gate) * up, call)
 
 
 def swiglu_size(hidden_size: int, expansion: float) -> int:

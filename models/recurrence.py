@@ -29,6 +29,7 @@ class RecurrentCore(nn.Module):
     def __init__(self, config: NetConfig, vocab_size: int) -> None:
         super().__init__()
         self.config = config
+        self.tells_calls_apart = False  # adapters of its stacks have weights for each call
         for name, stack_config in config.stacks().items():
             self.add_module(name, Stack(stack_config))
         if any("z_L_init" in application.reads for application in config.applications()):
@@ -55,6 +56,7 @@ class RecurrentCore(nn.Module):
             states["z_L_init"] = self.get_buffer("z_L_init")
         with_gradient = torch.is_grad_enabled()
         answer = states["x"]
+        calls: dict[str, int] = {}  # of each stack so far; counted where it matters alone
         applications = self.config.applications(backprop_steps)
         for application, context in zip(applications, contexts, strict=True):
             stack = self.get_submodule(application.stack)
@@ -62,7 +64,11 @@ class RecurrentCore(nn.Module):
                 total = states[application.reads[0]]
                 for name in application.reads[1:]:
                     total = total + states[name]
-                answer = stack(total, ropes[application.stack], context)
+                answer = stack(
+                    total, ropes[application.stack], context, calls.get(application.stack, 0)
+                )
+            if self.tells_calls_apart:
+                calls[application.stack] = calls.get(application.stack, 0) + 1
             if trace is not None:
                 trace.add(application.writes, states.get(application.writes), answer)
             states[application.writes] = answer

@@ -174,17 +174,17 @@ class Block(nn.Module):
         )
 
     def forward(
-        self, x: Tensor, rope: Rope | None, context: AttentionContext, layer: int
+        self, x: Tensor, rope: Rope | None, context: AttentionContext, layer: int, call: int = 0
     ) -> Tensor:
         def with_attention(x: Tensor) -> Tensor:
             if self.is_pre_norm:
-                return x + self.attn(rms_norm(x, self.norm_eps), rope, context, layer)
-            return rms_norm(x + self.attn(x, rope, context, layer), self.norm_eps)
+                return x + self.attn(rms_norm(x, self.norm_eps), rope, context, layer, call)
+            return rms_norm(x + self.attn(x, rope, context, layer, call), self.norm_eps)
 
         def with_mlp(x: Tensor) -> Tensor:
             if self.is_pre_norm:
-                return x + self.mlp(rms_norm(x, self.norm_eps))
-            return rms_norm(x + self.mlp(x), self.norm_eps)
+                return x + self.mlp(rms_norm(x, self.norm_eps), call)
+            return rms_norm(x + self.mlp(x, call), self.norm_eps)
 
         if self.recomputed == "block":
             return _recomputing(lambda x: with_mlp(with_attention(x)), x)
@@ -211,7 +211,9 @@ class Stack(nn.Module):
         self.config = config
         self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
 
-    def forward(self, x: Tensor, rope: Rope | None, context: AttentionContext) -> Tensor:
+    def forward(
+        self, x: Tensor, rope: Rope | None, context: AttentionContext, call: int = 0
+    ) -> Tensor:
         for index, block in enumerate(self.layers):
-            x = block(x, rope, context, index)
+            x = block(x, rope, context, index, call)
         return rms_norm(x, self.config.norm_eps) if self.config.norm_type == "pre" else x

@@ -29,9 +29,10 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data_io.options import parse_options
+from inference.packed_weights import can_be_packed, pack_weights
 from models.attention import select_attention
 from models.language_model import LanguageModel
-from models.linear import pick_linear_kernel, set_linear_kernel
+from models.linear import WORTHWHILE, packing_gain, pick_linear_kernel, set_linear_kernel
 from simple_inference_engine import InferenceEngine, Request
 from training.console import refuse
 from training.distributed import pick_device
@@ -51,7 +52,7 @@ SIZES: dict[str, tuple[dict[str, Any], int]] = {  # settings, vocabulary
 }
 PROMPT_TOKENS, ANSWER_TOKENS, MAX_CONTEXT = (20, 400), (5, 200), 1024
 QUESTION_TOKENS, NUM_OPTIONS = (20, 120), 4
-BATCH_SIZES = {"nano": (16, 32, 64, 128), "wide": (4, 8, 16)}  # that transformers is tried with
+BATCH_SIZES = {"nano": (16, 32, 64, 128), "wide": (32, 64, 128)}  # that transformers is tried with
 AGREEING = (4, 16)  # prompts, and tokens of each answer, that both sides make alike beforehand
 DECODED_ROWS, DECODED = (1, 64), (128, 300)  # answers at a time; tokens of each, and of its prompt
 
@@ -232,6 +233,8 @@ def compare_generation(model: LanguageModel, size: str, options: BenchmarkOption
     device = model.lm_head.weight.device
     work = Work.random(options.prompts, len(model.lm_head.weight), quick=options.quick)
     theirs = transformers_model(model)
+    if is_packed := can_be_packed(model) and packing_gain(model.config.hidden_size) >= WORTHWHILE:
+        pack_weights(model)
     count, length = AGREEING
     few = Work(work.prompts[:count], [length] * len(work.prompts[:count]))
     if our_answers(engine_for(model, options, count), few) != their_answers(theirs, few, count):
@@ -252,6 +255,7 @@ def compare_generation(model: LanguageModel, size: str, options: BenchmarkOption
     return {
         "prompt_tokens": sum(map(len, work.prompts)),
         "answer_tokens": num_tokens,
+        "weights_packed": is_packed,
         "tokens_per_s": {name: num_tokens / each for name, each in elapsed_s.items()},
         "ratio": best["transformers"] / best["ours"],
     }

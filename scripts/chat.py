@@ -173,8 +173,11 @@ class Chat:
         if value == "off":
             self.engine = self.loaded.engine
         elif value:
-            depth = Depth()
+            depth, knobs = Depth(), depth_of(self.engine.model.config)
             for key, _, number in (word.partition("=") for word in value.split()):
+                if key not in Depth.model_fields:
+                    known = f"depth is set by {', '.join(knobs)}" if knobs else "depth is fixed"
+                    raise ValueError(f"unknown option {key!r}; this net's {known}")
                 depth = with_option(depth, key, number)
             self.engine = self.engine.at_depth(**depth.model_dump())
 

@@ -69,6 +69,9 @@ def test_a_space_that_is_lost_at_the_beginning_is_not_lost_between_pieces() -> N
     vocabulary = form.tokenizer.get_vocab()
     the, cat, s = (vocabulary[token] for token in ("▁the", "▁cat", "s"))
     assert pieces_of(form, [the, cat, s, the]) == ["the", " cat", "s", " the", ""]
+    special = vocabulary[BOQ]
+    for ids in ([the, special, cat], [special, the, special, special, cat, the]):
+        assert "".join(pieces_of(form, ids)) == form.decode(ids)
 
 
 def test_a_broken_rest_is_given_at_the_end() -> None:

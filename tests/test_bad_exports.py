@@ -53,6 +53,11 @@ def test_bad_input_is_refused_and_leaves_nothing(kind: str, run: Path, tmp_path:
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
+def test_a_checkpoint_in_place_of_its_run_is_told_apart(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=f"{run} is one: name that, and the epoch"):
+        exported(run / "fsdp2_epoch_2", tmp_path / "out")
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

@@ -233,7 +233,7 @@ def test_settings_are_shown_and_taken_back(ask: Program, scripted: Scripted) -> 
         ("/shots nowhere.jsonl", "nowhere.jsonl is no file"),
         ("/depth H_cycles=0", "H_cycles=0"),
         ("/depth cycles=2", "cycles=2"),
-        ("/depth deep", "unknown option 'deep'"),
+        ("/depth deep", "unknown option 'deep'; this net's depth is set by H_cycles, L_cycles"),
         ("/depth --help", "unknown option"),
         ("/nonsense", "no command is called /nonsense"),
         ("x" * 80, "83 tokens"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +192,14 @@ def larger_tokenizer(folder: Path) -> None:
     path.write_text(json.dumps(tokenizer))
 
 
+def of_size(key: str, value: int) -> Callable[[Path], None]:
+    def changing(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, key: value}))
+
+    return changing
+
+
 def half_a_projection(folder: Path) -> None:
     rewrite(folder, lambda tensors: (split(tensors), tensors.pop(GATE)))
 
@@ -203,6 +212,9 @@ def half_a_projection(folder: Path) -> None:
         (biased, "our nets cannot be that: attention_bias is True"),
         (larger_tokenizer, "is not the tokenizer of .*: its 601 ids"),
         (half_a_projection, "gate_up_proj.weight not once"),
+        (of_size("vocab_size", 2**40), r"lm_head.weight has shape \[\d+, 32\]"),
+        (of_size("vocab_size", 2**62), "is larger than any; the file is damaged"),
+        (of_size("intermediate_size", 2**40), "proj.weight has shape"),
     ],
 )
 def test_what_cannot_be_taken_leaves_nothing(
@@ -225,6 +237,11 @@ def test_a_failure_on_the_way_leaves_nothing(
     with pytest.raises(OSError, match="no space left"):
         convert(place / "out", tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_is_no_folder_to_import(place: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is a run directory already"):
+        convert(place / "run", tmp_path / "again")
 
 
 def test_a_folder_in_use_is_left_alone(place: Path) -> None:

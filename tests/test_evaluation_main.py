@@ -225,6 +225,8 @@ def test_without_a_network_the_ways_out_are_named(
     for text in ("GSM8k", "data_dir=DIR", "evaluation.fetch", "run_only=[reasoning_gym]"):
         assert text in line
     assert not (run / "results").exists()
+    chosen = refused(capsys, f"ckpt_path={run}", "run_only=[GSM8k]")
+    assert "evaluation.fetch" in chosen and "reasoning_gym" not in chosen
 
 
 def test_results_of_another_checkpoint_are_refused(

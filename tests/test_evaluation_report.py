@@ -147,6 +147,22 @@ def test_another_figure_is_shown_where_the_usual_one_was_not_asked_for(tmp_path:
     assert "| maj_pass@2 |" in (folder / MARKDOWN_FILE).read_text()
 
 
+def test_means_over_tasks_are_shown(tmp_path: Path) -> None:
+    folder = write_results(tmp_path / "r", {"BoolQ": ["A"]})
+    path = folder / "results.json"
+    mean = {
+        "value": 0.2218,
+        "standard_error": 0.004,
+        "tasks": ["copa"],
+        "of": "22 tasks, prefix=bos",
+    }
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"means": {"CORE": mean}}))
+    write_report(folder)
+    text, page = ((folder / name).read_text() for name in (MARKDOWN_FILE, PAGE_FILE))
+    assert "| CORE | 22.2 ± 0.4 | 22 tasks, prefix=bos |" in text
+    assert re.search(r"<th>CORE</th><td><b>22.2 .*± 0.4.*22 tasks, prefix=bos</td>", page)
+
+
 def test_an_unfinished_evaluation_says_so(tmp_path: Path) -> None:
     folder = write_results(tmp_path / "r", {"BoolQ": ["A"]})
     path = folder / "results.json"

@@ -222,7 +222,7 @@ def test_the_next_benchmark_is_loaded_while_the_engine_answers(tmp_path: Path) -
 def test_missing_data_of_a_later_benchmark_stops_the_run_at_once(tmp_path: Path) -> None:
     planned = [plan("GSM8k"), plan("BoolQ", split="nowhere")]
     engine = FakeEngine()
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.jsonl.*run_only=\[reasoning_gym\]"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.jsonl.*evaluation\.fetch"):
         runner(tmp_path, engine, [], planned).run([planned])
 
 

@@ -20,6 +20,7 @@ from data_io.byte_tokenizer import write_byte_tokenizer
 from data_io.prompt_format import PromptFormat
 from data_io.special_tokens import CONDITION_TOKENS
 from inference.exported_folder import ExportedModel, is_exported, read_exported
+from inference.model_folder import ModelOptions, open_model
 from models.language_model import LanguageModel
 from training.export_format import FramingIds, export_config, why_not_native
 
@@ -276,6 +277,8 @@ def test_a_tokenizer_without_them_leaves_them_open(tmp_path: Path) -> None:
     assert "does not say which tokens frame a prompt" in exported.notes[0]
     (folder / "tokenizer.json").unlink()
     assert "cannot be asked in words" in read_exported(folder).notes[0]
+    with pytest.raises(FileNotFoundError, match=r"has no tokenizer.json, so it cannot be asked"):
+        open_model(ModelOptions(ckpt_path=folder, device="cpu"))
 
 
 def test_unreadable_framing_is_refused(tmp_path: Path) -> None:

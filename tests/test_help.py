@@ -11,7 +11,7 @@ from commands import CONFIG, composed, resolved, run_pretrain
 
 from models.transformer import StackConfig
 from training.command_line import parse_config
-from training.schema import GROUPS, RunConfig, ValDataConfig, legal_keys
+from training.schema import GROUPS, SECTIONS, RunConfig, legal_keys
 
 SECTION = re.compile(r"^([A-Z]{3,}.*)\n((?:(?:  .*)?\n)+)", re.MULTILINE)
 
@@ -64,14 +64,13 @@ def test_help_lists_every_choice_and_recipe(sections: dict[str, str]) -> None:
 def test_help_gives_the_default_of_keys_that_no_file_sets(sections: dict[str, str]) -> None:
     shown = composed()
     for key, meaning in described_keys(sections).items():
-        default = re.search(r"\[(\w+)\]$", meaning)
+        default = re.search(r"\[([\w.]+)\]$", meaning)
         if key in RunConfig.model_fields:
             assert bool(default) == (key not in shown), key
             field_default = RunConfig.model_fields[key].default
-        elif key == "val_data.path":
-            field_default = None  # of the whole section
-        elif key.startswith("val_data."):
-            field_default = ValDataConfig.model_fields[key.removeprefix("val_data.")].default
+        elif (section := key.partition(".")[0]) in SECTIONS and section != "data":
+            field = SECTIONS[section].model_fields[key.partition(".")[2]]
+            field_default = None if field.is_required() else field.default  # of the whole section
         else:
             name = key.removeprefix("arch.")
             field = StackConfig.model_fields.get(name)

@@ -74,8 +74,8 @@ RULES = [
     Rule(
         "data_io",
         project={"data_io", "multipack_sampler"},
-        eager={"numpy", "tokenizers", "pyarrow", "pydantic"},
-        lazy={"datasets", "sentencepiece", "ray", "zstandard", "matplotlib"},
+        eager={"numpy", "tokenizers", "pyarrow", "pydantic", "yaml", "tqdm"},
+        lazy={*("datasets", "huggingface_hub", "sentencepiece", "ray", "zstandard", "matplotlib")},
     ),
     *(
         Rule(
@@ -113,6 +113,7 @@ RULES = [
         project={
             "models",
             "inference",
+            "training.adapters",
             "training.building",
             "training.checkpoint",
             "training.distributed",

@@ -266,6 +266,14 @@ def test_a_prompt_that_is_none_is_refused_by_its_number(prompt: list[int]) -> No
         answers_of(engine, [[1], prompt])
 
 
+@pytest.mark.parametrize("prompts", ["rev neon", ["rev neon"], [("direct", "rev", "neon")]])
+def test_prompts_are_pairs_of_condition_and_text(prompts: Any) -> None:
+    prompt_format = PromptFormat(byte_tokenizer(), BOQ, EOQ, EOA, CONDITION_TOKENS)
+    engine = InferenceEngine(shared_model(), max_context=32)
+    with pytest.raises(ValueError, match="each is a pair of condition and text"):
+        list(engine.generate(prompts, prompt_format))
+
+
 def test_limits_that_leave_nothing_to_do_are_refused() -> None:
     with pytest.raises(ValueError, match="use 2 or more"):
         InferenceEngine(shared_model(), max_context=1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -9,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
+from source_tree import ROOT
 
 from data_io.options import help_text, parse_options
 
@@ -37,6 +40,13 @@ class Options(BaseModel):
         if "\a" in message:
             raise ValueError("a bell cannot be asked")
         return message
+
+
+def test_a_reader_of_the_help_may_leave_before_its_end() -> None:
+    code = "from data_io.options import print_help; print_help('long\\n' * 100_000)"
+    line = f'{sys.executable} -c "{code}" | head -1'
+    done = subprocess.run(line, shell=True, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("long\n", "")
 
 
 def parse(*arguments: str) -> Options:

@@ -57,6 +57,11 @@ def test_the_data_record_is_checked(tmp_path: Path) -> None:
     (tmp_path / METADATA_FILE).write_text("vocab_size: many")
     with pytest.raises(ValueError, match=f"{METADATA_FILE} is no record of training data"):
         stored_metadata(tmp_path)
+    for text in ("[]", "max_seq_len: 0", "{vocab_size: 256", "\t"):
+        (tmp_path / METADATA_FILE).write_text(text)
+        with pytest.raises(ValueError, match=METADATA_FILE) as told:
+            stored_metadata(tmp_path)
+        assert "\n" not in str(told.value)
     (tmp_path / METADATA_FILE).write_text(
         "{vocab_size: 256, max_seq_len: 32, total_length: 9, tokenizer_info: {}}"
     )

@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from source_tree import ROOT
 from torch import Tensor
 from training_cases import BACKPROP_STEPS, train_rows
-from tworank_worker import MICRO_NETS, OPTIONS, rows_of, seeded_net, state_tensors
+from tworank_worker import MICRO_NETS, OPTIONS, Options, rows_of, seeded_net, state_tensors
 
 from data_io.sampled_format import EpochIndex, TokenizerInfo
 from data_io.sampled_writer import SampledWriter
@@ -125,7 +125,9 @@ def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def test_two_ranks_equal_one_on_the_same_global_batch(
     two_ranks: TwoRanks, net: str, kind: str
 ) -> None:
-    model, optimizer = seeded_net(net, ALONE)
+    options = OPTIONS.get(f"{net}.{kind}", Options())
+    trained = Options(lora=options.lora, frozen=options.frozen)
+    model, optimizer = seeded_net(net, ALONE, options=trained)
     records = train_rows(model, optimizer, two_ranks.merged_rows(), ALONE)
     ranks = [two_ranks.load(f"{net}.{kind}.rank{rank}") for rank in range(2)]
     for step, record in enumerate(records):

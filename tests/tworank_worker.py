@@ -31,6 +31,7 @@ from data_io.sampled_format import SampledData
 from dataset_new import PrefixLMDataset
 from models.batch import PackedBatch
 from models.language_model import LanguageModel
+from models.lora import LoraConfig, add_adapters, is_adapter
 from models.transformer import Block
 from training.adam_atan2 import AdamATan2
 from training.checkpoint import Progress, RunDirectory, training_state
@@ -48,11 +49,13 @@ GREETING = "from rank 0: é"
 
 @dataclass(frozen=True)
 class Options:
-    """How a net saves memory, and what of it is compiled."""
+    """How a net saves memory, what of it is compiled, and what of it is trained."""
 
     recomputed: Literal["none", "block", "attention"] = "none"
     offloads: bool = False
     compiled: CompileMode = "none"
+    frozen: str = ""  # part of a parameter's name
+    lora: LoraConfig | None = None
 
 
 OPTIONS = {  # by kind of job
@@ -61,6 +64,11 @@ OPTIONS = {  # by kind of job
     "transformer.blocks": Options(compiled="block"),
     "hrm.stacks": Options(compiled="stack"),
     "transformer.step": Options(compiled="step"),
+    "ut.adapters": Options(lora=LoraConfig(rank=3), recomputed="block"),
+    "rins.own_adapters": Options(lora=LoraConfig(rank=3, per_cycle=True), recomputed="attention"),
+    "transformer.compiled_adapters": Options(lora=LoraConfig(rank=3), compiled="block"),
+    "transformer.frozen": Options(frozen="embed_tokens"),
+    "ut.frozen_stack": Options(frozen="L_module"),
 }
 
 
@@ -85,13 +93,25 @@ def seeded_net(
     """A tiny net with the same weights whoever builds it, sharded over the world."""
     torch.manual_seed(1)
     model = build(NETS[net])
+    choose_trained(model, options)
     for module in model.modules():
         if isinstance(module, Block):
             module.recomputed = options.recomputed
     compile_model(model, options.compiled, backend="aot_eager")
     shard_model(model, world, dtype, unit=COMPILED.get(options.compiled, Block))
     state_device = torch.device("cpu") if options.offloads else None
-    return model, AdamATan2(model.parameters(), lr=LR, ema=EMA, state_device=state_device)
+    trained = [param for param in model.parameters() if param.requires_grad]
+    return model, AdamATan2(trained, lr=LR, ema=EMA, state_device=state_device)
+
+
+def choose_trained(model: LanguageModel, options: Options) -> None:
+    if options.lora:
+        add_adapters(model, options.lora)
+    for name, param in model.named_parameters():
+        if options.lora or options.frozen:
+            param.requires_grad_(is_adapter(name) if options.lora else options.frozen not in name)
+        if name.endswith("lora_B"):  # zero at first: nothing would reach A
+            torch.nn.init.normal_(param.data, std=0.03)
 
 
 def record_tensors(records: list[StepRecord]) -> dict[str, Tensor]:

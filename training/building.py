@@ -19,6 +19,7 @@ from training.adam_atan2 import AdamATan2
 from training.compiling import COMPILED, compile_model, require_compiler
 from training.distributed import World, device_note, shard_model
 from training.schema import RunConfig
+from training.trainable import choose_trained
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,9 @@ def build_model(
     linear, linear_reason = choose_linear(config, world, recorded.get("linear"))
     attention, attention_reason = choose_attention(config, world, recorded.get("attention"))
     require_compiler(config.compile, world.device, attention)
-    model = LanguageModel(config.arch, vocab_size, attention).to(world.device)
+    model = LanguageModel(config.arch, vocab_size, attention)
+    trained_lines = choose_trained(model, config)
+    model.to(world.device)
     for module in model.modules():
         if isinstance(module, Block):
             module.recomputed = config.activation_checkpointing
@@ -61,6 +64,7 @@ def build_model(
             f"{_other_world(world, recorded)}",
             "attention": f"{attention.name} ({attention_reason})",
             **({"linear": f"{linear} ({linear_reason})"} if world.device.type == "cpu" else {}),
+            **trained_lines,
             **_memory_lines(config, world.device),
             **_compile_line(config, recorded.get("compile", config.compile)),
         },
@@ -77,7 +81,7 @@ def build_optimizer(config: RunConfig, model: LanguageModel) -> AdamATan2:
     """The optimizer of a run, its state in host memory where that is asked for and not the same."""
     offloads = config.offload_optimizer and model.lm_head.weight.device.type == "cuda"
     return AdamATan2(
-        model.parameters(),
+        [param for param in model.parameters() if param.requires_grad],
         lr=config.lr,
         betas=(config.beta1, config.beta2),
         weight_decay=config.weight_decay,

@@ -2,6 +2,7 @@
 
     <run>/all_config.yaml train_metadata.yaml metrics.jsonl environment.json
     <run>/fsdp2_epoch_1/ fsdp2_step_1500/: model/ ema/ optimizer/ progress.json digests.json
+    <run>/fsdp2_best/: the same, where the lowest held-out loss is kept
 
 A checkpoint is written under a name that nothing reads, synced to the disk, and renamed.
 """
@@ -29,8 +30,9 @@ from training.tensor_store import read_tensors, read_tensors_into, write_tensors
 CONFIG_FILE, METADATA_FILE = "all_config.yaml", "train_metadata.yaml"
 PROGRESS_FILE, DIGESTS_FILE = "progress.json", "digests.json"
 MODEL, EMA, OPTIMIZER = "model", "ema", "optimizer"
+BEST = "fsdp2_best"  # of the lowest held-out loss: no run is continued from it, nothing prunes it
 _DAMAGED = "; the checkpoint is damaged, use another one"
-_NAME = re.compile(r"fsdp2_(epoch|step)_(\d+)")
+_NAME = re.compile(r"fsdp2_(epoch|step)_(\d+)")  # those that a run is continued from
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,14 +84,18 @@ class Checkpoint:
 
 
 def training_state(model: nn.Module, optimizer: AdamATan2) -> dict[str, dict[str, Tensor]]:
-    """All tensors of a training run by folder and name: the live ones, not copies."""
+    """All tensors of a training run by folder and name: the live ones, not copies.
+
+    The average of a weight that is not trained is that weight.
+    """
     params = dict(model.named_parameters())
     buffers = dict(model.named_buffers())
+    untrained = {name: param for name, param in params.items() if not param.requires_grad}
     state: dict[str, dict[str, Tensor]] = {MODEL: {**params, **buffers}, OPTIMIZER: {}}
     for name, param in params.items():
-        for kind, tensor in optimizer.state[param].items():
+        for kind, tensor in optimizer.state.get(param, {}).items():
             if kind == "param_ema":
-                state.setdefault(EMA, dict(buffers))[name] = tensor
+                state.setdefault(EMA, untrained | buffers)[name] = tensor
             else:
                 state[OPTIMIZER][f"{kind}.{name}"] = tensor
     return {
@@ -176,7 +182,7 @@ class RunDirectory:
         log_state: Mapping[str, Any],
     ) -> None:
         """Publishes a checkpoint; every rank calls it. Errors leave older ones as they are."""
-        assert _NAME.fullmatch(name), name
+        assert _NAME.fullmatch(name) or name == BEST, name
         staging = self.path / f".{name}"
         if self.world.is_main:
             shutil.rmtree(staging, ignore_errors=True)

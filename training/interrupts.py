@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Callable
 from types import FrameType
 
 import torch
@@ -21,8 +22,15 @@ EXIT_CODE = 75  # EX_TEMPFAIL: a signal stopped the run; the same command goes o
 class StopRequests:
     """Takes signals over while it is entered, and knows the limits of the run."""
 
-    def __init__(self, world: World, *, max_steps: int | None, max_minutes: float | None) -> None:
+    def __init__(
+        self,
+        world: World,
+        max_steps: int | None,
+        max_minutes: float | None,
+        spent: Callable[[], str | None] = lambda: None,
+    ) -> None:
         self.world = world
+        self.spent = spent  # why nothing better is hoped for, the same on all ranks; None: it is
         self.max_steps = max_steps
         self.max_minutes = max_minutes
         self.exit_code = 0
@@ -43,11 +51,11 @@ class StopRequests:
 
     def reason(self, step: int) -> str | None:
         """Why to stop after this step, the same on all ranks; None: go on."""
-        if self.is_complete(step):
+        if self.max_steps is not None and step >= self.max_steps:
             return f"max_steps={self.max_steps}"
-        elapsed_minutes = (time.monotonic() - self._started_at) / 60
-        is_late = self.max_minutes is not None and elapsed_minutes >= self.max_minutes
-        wants = torch.tensor([self._received is not None, is_late], dtype=torch.int32)
+        if spent := self.spent():
+            return spent
+        wants = torch.tensor([self._received is not None, self._is_late()], dtype=torch.int32)
         signalled, late = self.world.sum(wants).tolist()
         if signalled:
             self.exit_code = EXIT_CODE
@@ -55,8 +63,9 @@ class StopRequests:
         return f"max_minutes={self.max_minutes}" if late else None
 
     def is_complete(self, step: int) -> bool:
-        """Whether `max_steps` are done."""
-        return self.max_steps is not None and step >= self.max_steps
+        """Whether `max_steps` are done, or nothing better is hoped for."""
+        is_done = self.max_steps is not None and step >= self.max_steps
+        return is_done or self.spent() is not None
 
     def outcome(self, step: int) -> str:
         """What to say of a run that stopped after this step."""
@@ -66,6 +75,14 @@ class StopRequests:
     def is_wanted(self) -> bool:
         """Whether a signal or the clock asks to stop; the same on all ranks."""
         return self.reason(-1) is not None
+
+    def is_wanted_here(self) -> bool:
+        """The same of this process alone, without a word to the others."""
+        return self._received is not None or self._is_late()
+
+    def _is_late(self) -> bool:
+        elapsed_minutes = (time.monotonic() - self._started_at) / 60
+        return self.max_minutes is not None and elapsed_minutes >= self.max_minutes
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self._received is not None:

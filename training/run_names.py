@@ -39,8 +39,9 @@ def names_in_sweep(config: Mapping[str, Any], job_number: int) -> dict[str, str]
 
 
 def comparable(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that two runs must share to be the same run."""
-    return {k: v for k, v in config.items() if k not in (*MACHINE_KEYS, *NAME_KEYS)}
+    """The settings that two runs must share to be the same run; what is not set is left out."""
+    left_out = (*MACHINE_KEYS, *NAME_KEYS)
+    return {k: v for k, v in config.items() if v is not None and k not in left_out}
 
 
 def is_finished(run: RunDirectory, epochs: int) -> bool:

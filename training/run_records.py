@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 import yaml
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError
 
 from data_io.prompt_format import TOKENIZER_FILE, token_differences, vocabulary
 from data_io.sampled_format import SampledData, TokenizerInfo
 from training.checkpoint import (
+    BEST,
     CONFIG_FILE,
     METADATA_FILE,
     Checkpoint,
@@ -56,8 +57,13 @@ def stored_metadata(run: Path) -> TrainMetadata:
         raise FileNotFoundError(
             f"{path} is missing: the folder is no whole run directory"
         ) from None
+    except ValidationError as error:
+        reasons = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
+        told = "; ".join(reason.removeprefix(": ") for reason in reasons)
+        raise ValueError(f"{path} is no record of training data: {told}") from None
     except (ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} is no record of training data: {error}") from None
+        told = " ".join(str(error).split())
+        raise ValueError(f"{path} is no record of training data: {told}") from None
 
 
 def tokens_of_run(run: Path) -> tuple[TokenizerInfo, Path]:
@@ -71,10 +77,22 @@ def tokens_of_run(run: Path) -> tuple[TokenizerInfo, Path]:
     return info, run
 
 
+def require_best(run: Path) -> None:
+    """FileNotFoundError where a run has kept no checkpoint of its lowest held-out loss."""
+    if not (run / BEST).is_dir():
+        raise FileNotFoundError(
+            f"{run} has no {BEST}: the lowest held-out loss is kept where val_data.path=... "
+            "val_data.keep_best=true says so; name an epoch or a step, or leave it open"
+        )
+
+
 def choose_checkpoint(
-    run: Path, *, epoch: int | None = None, step: int | None = None
+    run: Path, *, epoch: int | None = None, step: int | None = None, best: bool = False
 ) -> Checkpoint:
-    """A run's checkpoint: that of an epoch or a step, else the newest complete one."""
+    """A run's checkpoint: of an epoch, a step or the lowest loss, else the newest complete one."""
+    if best:
+        require_best(run)
+        return read_checkpoint(run / BEST)
     if epoch is not None and not (run / f"fsdp2_epoch_{epoch}").exists():
         there = sorted(path.name for path in run.glob("fsdp2_epoch_*"))
         raise FileNotFoundError(

@@ -16,6 +16,7 @@ from pydantic import (
 )
 
 from models import ArchConfig
+from models.lora import LoraConfig
 from models.transformer import StackConfig
 
 # Project and run are folder names: nothing that leads out of checkpoints/.
@@ -43,6 +44,22 @@ class ValDataConfig(BaseModel):
     max_examples: PositiveInt | None = None  # the first ones alone; None: all of them
     num_samples: NonNegativeInt = 4  # prompts answered and written to samples.jsonl each time
     max_new_tokens: PositiveInt = 64  # of such an answer
+    keep_best: bool = False  # the checkpoint of the lowest loss, as fsdp2_best
+    patience: PositiveInt | None = None  # stop after so many scores in a row that are not lower
+
+
+class BenchmarksConfig(BaseModel):
+    """Benchmarks that a run is asked while it trains, and how often."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    run_only: Annotated[list[Name], Field(min_length=1)]  # their names
+    interval: PositiveInt | None = None  # steps; also at the end of the run
+    epochs: PositiveInt | None = None  # or epochs; neither: at the end alone
+    data_dir: Name | None = None  # mirror of the data sets; None: the hub, or its cache
+    limit: PositiveInt | None = None  # items of each; None: all of them
+    batch_size: PositiveInt = 64  # answers made at a time on each rank, at most
+    config: Name = "hrm_benchmarking"  # how they are asked, as for evaluation.main
 
 
 class RunConfig(BaseModel):
@@ -53,6 +70,7 @@ class RunConfig(BaseModel):
     arch: ArchConfig
     data: DataConfig
     val_data: ValDataConfig | None = None
+    benchmarks: BenchmarksConfig | None = None
     global_batch_size: PositiveInt  # tokens over all ranks, padding included
     micro_batch_size: PositiveInt | None = None  # tokens of a rank that are computed at a time
     epochs: PositiveInt
@@ -73,7 +91,10 @@ class RunConfig(BaseModel):
     new_run: bool = False  # start another run even where one could be continued
     resume_from: Name | None = None  # start from the weights of this run
     resume_epoch: PositiveInt | None = None  # ... after this epoch; None: its newest checkpoint
+    resume_best: bool = False  # ... those of its lowest held-out loss
     weights_only_resume_from_ema: bool = False
+    freeze: list[Name] | None = None  # weights that stay as they are: names, or parts of them
+    lora: LoraConfig | None = None  # train adapters of all weights alone
 
     checkpoint_interval: PositiveInt = 1  # epochs
     checkpoint_steps: PositiveInt | None = None  # also every so many steps
@@ -99,10 +120,34 @@ class RunConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check_start(self) -> RunConfig:
-        if self.resume_from is None and (self.resume_epoch or self.weights_only_resume_from_ema):
+        given = (self.resume_epoch, self.resume_best, self.weights_only_resume_from_ema)
+        if self.resume_from is None and any(given):
             raise ValueError(
-                "resume_epoch and weights_only_resume_from_ema say what to take from the run in "
-                "resume_from, which is not given; give it or leave them out"
+                "resume_epoch, resume_best and weights_only_resume_from_ema say what to take from "
+                "the run in resume_from, which is not given; give it or leave them out"
+            )
+        if self.resume_epoch and self.resume_best:
+            raise ValueError(
+                f"resume_epoch={self.resume_epoch} and resume_best=true name two checkpoints; give "
+                "one of them"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_adapters(self) -> RunConfig:
+        if self.lora and self.resume_from is None:
+            raise ValueError(
+                "lora trains adapters of weights that stay as they are, and without resume_from "
+                "they are random; give the run whose weights they are"
+            )
+        if self.lora and self.freeze:
+            raise ValueError(
+                f"freeze={self.freeze}: with lora nothing but adapters is trained; leave it out"
+            )
+        if self.lora and self.lora.per_cycle and self.compile != "none":
+            raise ValueError(
+                f"compile={self.compile}: with lora.per_cycle=true each call of a block computes "
+                "something else and would be compiled by itself; use compile=none"
             )
         return self
 
@@ -117,6 +162,7 @@ MACHINE_KEYS = (
     "log_interval",
     "new_run",
     "val_data",
+    "benchmarks",
     "log_recurrence",
     "tracker",
     "dry_run",
@@ -134,7 +180,12 @@ MACHINE_KEYS = (
     "max_minutes",
 )
 NAME_KEYS = ("project_name", "run_name", "checkpoint_path")
-SECTIONS: dict[str, type[BaseModel]] = {"data": DataConfig, "val_data": ValDataConfig}
+SECTIONS: dict[str, type[BaseModel]] = {
+    "data": DataConfig,
+    "val_data": ValDataConfig,
+    "benchmarks": BenchmarksConfig,
+    "lora": LoraConfig,
+}
 GROUPS = ("arch/net@arch", "arch/size@arch", "data")  # keys that choose a file of config/
 
 

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.lora import LoraConfig, is_adapter
 from training.adam_atan2 import AdamATan2
+from training.adapters import read_start_into, stored_lora
 from training.checkpoint import (
     CONFIG_FILE,
     EMA,
@@ -31,7 +33,7 @@ from training.tensor_store import read_tensors_into, tensor_shapes
 # Machine settings that change the last bits; kernels and threads say so for themselves.
 BIT_KEYS = ("micro_batch_size", "deterministic")
 # What a run that starts from another one has of its own.
-START_KEYS = ("resume_from", "resume_epoch", "weights_only_resume_from_ema")
+START_KEYS = ("resume_from", "resume_epoch", "resume_best", "weights_only_resume_from_ema")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +116,7 @@ def find_start(directory: RunDirectory, config: RunConfig) -> Start:
                 f"resume_from={directory.path} weights_only_resume_from_ema=true"
             )
         _require_same_epochs(stored, config, directory.path)
+        _require_same_trained(stored, wanted, directory.path)
         is_finished = checkpoint.progress.epoch >= config.epochs
         if is_finished and notes:
             raise ValueError(
@@ -148,22 +151,18 @@ def load_start(
     if not start.source:
         return {}
     state, source = training_state(model, optimizer), start.source.path
+    loras = {"there": stored_lora(stored_config(source.parent) or {}), "here": config.lora}
     if config.weights_only_resume_from_ema:
-        read_tensors_into(source / EMA, state[MODEL])
+        read_start_into(source / EMA, state[MODEL], **loras)
         _begin_average(state)
         return {"starts from": f"{source} (EMA weights; a fresh optimizer)"}
-    taken = ["weights"]
-    read_tensors_into(source / MODEL, state[MODEL])
-    stored = tensor_shapes(source / OPTIMIZER)
-    # Moments that the source did not keep (its beta1 was 0) begin at zero.
-    known = {name: tensor for name, tensor in state[OPTIMIZER].items() if name in stored}
-    read_tensors_into(source / OPTIMIZER, known)
-    absent = sorted({name.partition(".")[0] for name in set(state[OPTIMIZER]) - set(known)})
-    taken.append(
-        "optimizer state" + f" ({', '.join(absent)} is not in it: from zero)" * bool(absent)
-    )
+    read_start_into(source / MODEL, state[MODEL], **loras)
+    taken = ["weights", _take_optimizer(source / OPTIMIZER, state[OPTIMIZER], **loras)]
+    trained = {name for name, param in model.named_parameters() if param.requires_grad}
     if EMA in state and start.source.has_ema:
-        read_tensors_into(source / EMA, state[EMA])
+        _begin_average(state)  # of adapters that are not there
+        averages = {name: tensor for name, tensor in state[EMA].items() if name in trained}
+        read_start_into(source / EMA, averages, **loras)
         taken.append("EMA")
     elif EMA in state:
         _begin_average(state)
@@ -171,6 +170,26 @@ def load_start(
     elif start.source.has_ema:
         taken.append("its EMA is left, since ema is null")
     return {"starts from": f"{source} ({', '.join(taken)})"}
+
+
+def _take_optimizer(
+    source: Path, state: dict[str, Tensor], *, there: LoraConfig | None, here: LoraConfig | None
+) -> str:
+    """Reads what the source kept of this run's optimizer state; what that is.
+
+    What it did not keep begins at zero: first moments (its beta1 was 0), weights that were frozen.
+    """
+    stored = tensor_shapes(source)
+    known = {
+        name: tensor
+        for name, tensor in state.items()
+        if name in stored and (there == here or not is_adapter(name))
+    }
+    if not known:
+        return "a fresh optimizer"
+    read_tensors_into(source, known)
+    absent = sorted({name.partition(".")[0] for name in set(state) - set(known)})
+    return "optimizer state" + f" ({', '.join(absent)} is not in it: from zero)" * bool(absent)
 
 
 @torch.no_grad()
@@ -191,7 +210,13 @@ def _start_from(config: RunConfig, notes: list[str]) -> Start:
             f"resume_from={run} is no run directory ({CONFIG_FILE} is missing); give the folder "
             "that holds fsdp2_epoch_N"
         )
-    checkpoint = choose_checkpoint(run, epoch=config.resume_epoch)
+    there = stored_lora(stored)
+    if there and there.per_cycle and there != config.lora:
+        raise ValueError(
+            f"resume_from={run} has adapters for each call of a stack, which cannot be merged into "
+            f"its weights; give the same lora settings ({there.model_dump()}) to train them on"
+        )
+    checkpoint = choose_checkpoint(run, epoch=config.resume_epoch, best=config.resume_best)
     if config.weights_only_resume_from_ema and not checkpoint.has_ema:
         raise ValueError(
             f"{checkpoint.path} holds no EMA weights; leave weights_only_resume_from_ema out"
@@ -223,6 +248,17 @@ def _require_same_epochs(stored: dict[str, Any], config: RunConfig, run: Path) -
         f"it; leave epochs at {before} to continue it, or train on in another run: new_run=true "
         f"run_name=... resume_from={run}"
     )
+
+
+def _require_same_trained(stored: dict[str, Any], wanted: dict[str, Any], run: Path) -> None:
+    """What is trained has state in every checkpoint, and the rest has none."""
+    for key in ("freeze", "lora"):
+        if stored.get(key) != wanted[key]:
+            raise ValueError(
+                f"{key}={wanted[key]}, but {run} was begun with {key}={stored.get(key)}; leave it "
+                f"as it was to continue, or start another run from it: run_name=... resume_from="
+                f"{run}"
+            )
 
 
 def _differences(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:

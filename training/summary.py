@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 
 from data_io.row_planning import RowPacking, plan_epochs
 from data_io.sampled_format import SampledData
@@ -26,6 +27,7 @@ class RunFacts:
     total_steps: int  # of the learning-rate and bp schedules
     published_steps: int
     num_slots: int  # S: slots for examples in a row
+    epoch_ends: dict[int, int]  # last step of an epoch -> epochs done then; of those left
 
     @classmethod
     def of(
@@ -37,7 +39,8 @@ class RunFacts:
         """
         plan = plan_epochs(data, packing, config.epochs, epoch=start.epoch, cursor=start.cursor)
         metadata = data.metadata
-        counted = start.step + sum(plan.steps)
+        ends = [start.step + total for total in accumulate(plan.steps)]
+        counted = ends[-1] if ends else start.step
         published = published_total_steps(
             config.epochs, metadata.total_length, config.global_batch_size
         )
@@ -53,6 +56,7 @@ class RunFacts:
             total_steps=total_steps,
             published_steps=published,
             num_slots=plan.num_slots,
+            epoch_ends={end: start.epoch + done for done, end in enumerate(ends, start=1)},
         )
 
 

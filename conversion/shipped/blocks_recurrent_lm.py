@@ -74,9 +74,20 @@ class View:
 
 
 class StackSettings:
-    """The settings of one stack, from its entry in the configuration."""
+    """The settings of one stack, from its entry in the configuration.
 
-    def __init__(self, hidden_size: int, entry: Mapping[str, Any]) -> None:
+    `lora`: of the adapters that each of its `num_calls` has; None: there are none.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        entry: Mapping[str, Any],
+        *,
+        lora: Mapping[str, Any] | None = None,
+        num_calls: int = 1,
+    ) -> None:
+        self.lora, self.num_calls = lora, num_calls
         self.hidden_size = hidden_size
         self.num_layers: int = entry["n_layers"]
         self.num_heads: int = entry["num_heads"]
@@ -95,19 +106,52 @@ def _choice(entry: Mapping[str, Any], key: str, yes: str, no: str) -> bool:
     return entry[key] == yes
 
 
+class CallLinear(nn.Linear):
+    """A linear map whose weight is another one in each call of its stack.
+
+    It is `weight + alpha / rank * B A` (LoRA, arXiv 2106.09685), with A and B of the call.
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, lora: Mapping[str, Any], num_calls: int
+    ) -> None:
+        super().__init__(in_features, out_features, bias=False)
+        rank: int = lora["rank"]
+        self.num_calls, self.scale = num_calls, lora["alpha"] / rank
+        self.lora_A = nn.Parameter(torch.zeros(num_calls * rank, in_features))
+        self.lora_B = nn.Parameter(torch.zeros(num_calls * out_features, rank))
+
+    def forward(self, x: Tensor, call: int = 0) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        lora_A, lora_B = (each.chunk(self.num_calls)[call] for each in (self.lora_A, self.lora_B))
+        return super().forward(x) + self.scale * F.linear(F.linear(x, lora_A), lora_B)
+
+
+def _linear(stack: StackSettings, name: str, in_features: int, out_features: int) -> nn.Linear:
+    if stack.lora and name in stack.lora["targets"]:
+        return CallLinear(in_features, out_features, stack.lora, stack.num_calls)
+    return nn.Linear(in_features, out_features, bias=False)
+
+
+def _applied(projection: nn.Module, x: Tensor, call: int) -> Tensor:
+    """What a projection gives; peft may have put its own around it, which hands `call` on."""
+    base = getattr(projection, "base_layer", projection)
+    return projection(x, call) if isinstance(base, CallLinear) else projection(x)
+
+
 class GatedAttention(nn.Module):
     """Multi-head attention whose output is gated by a sigmoid of its input."""
 
     def __init__(self, stack: StackSettings, config: PreTrainedConfig) -> None:
         super().__init__()
         self.stack, self.config = stack, config
-        self.gqkv_proj = nn.Linear(stack.hidden_size, 4 * stack.hidden_size, bias=False)
-        self.o_proj = nn.Linear(stack.hidden_size, stack.hidden_size, bias=False)
+        width = stack.hidden_size
+        self.gqkv_proj = _linear(stack, "gqkv_proj", width, 4 * width)
+        self.o_proj = _linear(stack, "o_proj", width, width)
 
-    def forward(self, x: Tensor, view: View, slot: int) -> Tensor:
-        gate, query, key, value = (
-            self.gqkv_proj(x).unflatten(-1, (4, self.stack.num_heads, -1)).unbind(-3)
-        )  # each [B, T, H, K]
+    def forward(self, x: Tensor, view: View, slot: int, call: int) -> Tensor:
+        projected = _applied(self.gqkv_proj, x, call)
+        gate, query, key, value = projected.unflatten(-1, (4, self.stack.num_heads, -1)).unbind(-3)
+        # each [B, T, H, K]
         if self.stack.has_rope:
             query, key = self._rotate(query, view), self._rotate(key, view)
         query, key, value = (part.transpose(1, 2) for part in (query, key, value))  # [B, H, T, K]
@@ -115,7 +159,7 @@ class GatedAttention(nn.Module):
             key, value = view.cache.update(key, value, slot)  # [B, H, N, K]
         mask = view.mask(key.shape[-2], is_causal=self.stack.is_causal)
         mixed = self._mix(query, key, value, mask).transpose(1, 2)  # [B, T, H, K]
-        return self.o_proj((gate.sigmoid() * mixed).flatten(-2))
+        return _applied(self.o_proj, (gate.sigmoid() * mixed).flatten(-2), call)
 
     def _rotate(self, x: Tensor, view: View) -> Tensor:
         cos, sin = view.rotation(self.stack.head_dim, self.stack.rope_theta)
@@ -135,12 +179,13 @@ class SwiGLU(nn.Module):
 
     def __init__(self, stack: StackSettings) -> None:
         super().__init__()
-        self.gate_up_proj = nn.Linear(stack.hidden_size, 2 * stack.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(stack.intermediate_size, stack.hidden_size, bias=False)
+        width, inner = stack.hidden_size, stack.intermediate_size
+        self.gate_up_proj = _linear(stack, "gate_up_proj", width, 2 * inner)
+        self.down_proj = _linear(stack, "down_proj", inner, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
-        return self.down_proj(F.silu(gate) * up)
+    def forward(self, x: Tensor, call: int) -> Tensor:
+        gate, up = _applied(self.gate_up_proj, x, call).chunk(2, dim=-1)
+        return _applied(self.down_proj, F.silu(gate) * up, call)
 
 
 class Block(nn.Module):
@@ -152,13 +197,13 @@ class Block(nn.Module):
         self.attn = GatedAttention(stack, config)
         self.mlp = SwiGLU(stack)
 
-    def forward(self, x: Tensor, view: View, slot: int) -> Tensor:
+    def forward(self, x: Tensor, view: View, slot: int, call: int) -> Tensor:
         eps = self.stack.norm_eps
         if self.stack.is_pre_norm:
-            x = x + self.attn(_rms_norm(x, eps), view, slot)
-            return x + self.mlp(_rms_norm(x, eps))
-        x = _rms_norm(x + self.attn(x, view, slot), eps)
-        return _rms_norm(x + self.mlp(x), eps)
+            x = x + self.attn(_rms_norm(x, eps), view, slot, call)
+            return x + self.mlp(_rms_norm(x, eps), call)
+        x = _rms_norm(x + self.attn(x, view, slot, call), eps)
+        return _rms_norm(x + self.mlp(x, call), eps)
 
 
 def _rms_norm(x: Tensor, eps: float) -> Tensor:
@@ -174,7 +219,7 @@ class Stack(nn.Module):
         self.stack = stack
         self.layers = nn.ModuleList(Block(stack, config) for _ in range(stack.num_layers))
 
-    def forward(self, x: Tensor, view: View, first_slot: int) -> Tensor:
+    def forward(self, x: Tensor, view: View, first_slot: int, call: int) -> Tensor:
         for index, block in enumerate(self.layers):
-            x = block(x, view, first_slot + index)
+            x = block(x, view, first_slot + index, call)
         return _rms_norm(x, self.stack.norm_eps) if self.stack.is_pre_norm else x

@@ -16,7 +16,8 @@ class RecurrentLMConfig(PreTrainedConfig):
     `applications`: stack, reads (states that are added), writes (the state that it makes), and
     where it is false keeps_gradient; states are x (the embedded tokens), z_L_init, and what was
     written; the last one written is the answer. `num_hidden_layers` counts layers over all
-    applications: each has keys and values of its own.
+    applications: each has keys and values of its own. `lora`: rank, alpha and targets of adapters
+    that every application of a stack has for itself, where there are any.
     """
 
     model_type = "recurrent_lm"
@@ -33,6 +34,7 @@ class RecurrentLMConfig(PreTrainedConfig):
         use_cache: bool = True,
         stacks: Mapping[str, Mapping[str, Any]] | None = None,
         applications: Sequence[Mapping[str, Any]] = (),
+        lora: Mapping[str, Any] | None = None,
         **others: Any,
     ) -> None:
         self.vocab_size = vocab_size
@@ -43,6 +45,7 @@ class RecurrentLMConfig(PreTrainedConfig):
         self.use_cache = use_cache
         self.stacks = {name: dict(stack) for name, stack in (stacks or {}).items()}
         self.applications = [dict(application) for application in applications]
+        self.lora = None if lora is None else dict(lora)
         names = [application["stack"] for application in self.applications]
         unknown = sorted(set(names) - set(self.stacks))
         if unknown:

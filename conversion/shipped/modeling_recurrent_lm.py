@@ -5,6 +5,7 @@ Shapes: B rows, T tokens of this call, P tokens of the prompt, V vocabulary.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 
 from .blocks_recurrent_lm import Stack, StackSettings, View
 from .configuration_recurrent_lm import RecurrentLMConfig
-from .prefix_of_prompt import FindsPrefix, warn_of_labels_within
+from .prefix_of_prompt import FindsPrefix, prefix_up_to_last, warn_of_labels_within
 
 
 class RecurrentLMPreTrainedModel(PreTrainedModel):
@@ -32,8 +33,12 @@ class RecurrentLMModel(RecurrentLMPreTrainedModel):
     def __init__(self, config: RecurrentLMConfig) -> None:
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        calls = Counter(application["stack"] for application in config.applications)
         self.settings = {
-            name: StackSettings(config.hidden_size, entry) for name, entry in config.stacks.items()
+            name: StackSettings(
+                config.hidden_size, entry, lora=config.lora, num_calls=max(1, calls[name])
+            )
+            for name, entry in config.stacks.items()
         }
         for name, settings in self.settings.items():
             self.add_module(name, Stack(settings, config))
@@ -57,10 +62,14 @@ class RecurrentLMModel(RecurrentLMPreTrainedModel):
         prefix: Tensor | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
+        token_type_ids: Tensor | None = None,
+        **others: Any,
     ) -> BaseModelOutputWithPast:
         """`hidden_states`, where asked for: the embedded tokens, then what each application wrote.
 
-        `prefix` [B, T] bool: tokens that see each other in both directions; None: none do.
+        `prefix` [B, T] bool: tokens that see each other in both directions. Programs that call this
+        without the head (trl's trainers) say it by `token_type_ids`, or it is looked for; `others`
+        are what they pass to every model, and mean nothing here.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give one of input_ids and inputs_embeds")
@@ -68,6 +77,12 @@ class RecurrentLMModel(RecurrentLMPreTrainedModel):
             raise ValueError(
                 f"attention_mask has shape {list(attention_mask.shape)}; it is [batch, tokens]"
             )
+        is_first = past_key_values is None or not int(past_key_values.get_seq_length())
+        if prefix is None and self.has_prefix and is_first:
+            if token_type_ids is not None:
+                prefix = token_type_ids == 1
+            elif input_ids is not None and self.config.eoq_token_id is not None:
+                prefix = prefix_up_to_last(self.config.eoq_token_id, input_ids, attention_mask)
         embedded = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
@@ -77,13 +92,16 @@ class RecurrentLMModel(RecurrentLMPreTrainedModel):
         if self.starts_from_vector:
             states["z_L_init"] = self.get_buffer("z_L_init").to(answer.device)
         written, slot, with_gradient = [answer], 0, torch.is_grad_enabled()
+        calls = Counter[str]()
         for application in self.config.applications:
             keeps_gradient = with_gradient and application.get("keeps_gradient", True)
             with torch.set_grad_enabled(keeps_gradient):
                 first, *others = (states[name] for name in application["reads"])
                 total = sum(others, first).to(answer.dtype)
-                answer = self.get_submodule(application["stack"])(total, view, slot)
-            slot += self.settings[application["stack"]].num_layers
+                name = application["stack"]
+                answer = self.get_submodule(name)(total, view, slot, calls[name])
+            slot += self.settings[name].num_layers
+            calls[name] += 1
             states[application["writes"]] = answer
             written.append(answer)
         return BaseModelOutputWithPast(

@@ -44,10 +44,6 @@ class ScoringEngine(SimpleEngine):
         self.cache: PromptCache | None = None
         self.notes: dict[str, str] = {}  # on the encoded rows, by label
 
-    @property
-    def max_context(self) -> int:
-        return self._opened.max_context
-
     def trained_prefix(self) -> tuple[PrefixKind, str]:
         """How raw text is best given to the model, and why, in words."""
         stored = self._opened.stored
@@ -70,7 +66,7 @@ class ScoringEngine(SimpleEngine):
         kind = scored_kind(generation)
         if kind is None:
             return super().kind_of(generation)
-        return StreamKind(kind, usual_row_tokens(self._opened.model), "tokens")
+        return StreamKind(kind, usual_row_tokens(self.model), "tokens")
 
     def prepare(self, texts: Sequence[str], generation: Generation) -> Sequence[Prompt]:
         """Raw rows of CORE's tasks and prompts of all others, as they are kept."""

@@ -33,7 +33,7 @@ from evaluation.core.engine import ScoringEngine
 from evaluation.core.task import CoreTask, mean_centred
 from evaluation.engines import Engine
 from evaluation.judging import Sheet
-from evaluation.loading import OFFLINE, Loader, Planned
+from evaluation.loading import Loader, Planned
 from evaluation.mirror import data_source
 from evaluation.records import RESULTS_FILE, ResultsFolder, open_results
 from evaluation.running import Runner, in_streams
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str]) -> None:
         options = read_options(arguments, __doc__ or "")
         evaluate(options, start_world(options.device.partition(":")[0]))
     except (ValueError, OSError) as error:
-        refuse(str(error).removesuffix(OFFLINE))  # no way out of this command
+        refuse(str(error))
     except KeyboardInterrupt:
         print("stopped; the same command goes on where it was", file=sys.stderr)
         sys.exit(130)
