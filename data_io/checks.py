@@ -50,8 +50,8 @@ def check_tokenizer(info: TokenizerInfo, folder: Path) -> Iterator[Finding]:
     if path is None:
         yield Finding(
             "note",
-            f"no tokenizer at {info.tokenizer_path} nor beside the data: it trains, but cannot be "
-            f"asked, fine-tuned or exported; put its {TOKENIZER_FILE} into {folder}",
+            f"no tokenizer {told_place(info)}beside the data: it trains, but cannot be asked, "
+            f"fine-tuned or exported; put its {TOKENIZER_FILE} into {folder}",
         )
         return
     beside = folder / TOKENIZER_FILE
@@ -70,6 +70,11 @@ def check_tokenizer(info: TokenizerInfo, folder: Path) -> Iterator[Finding]:
         )
     told = f"{form.id_limit:,} ids, sha256 {digest_of(path)[:16]}"
     yield Finding("ok", f"tokenizer {path}: {told}, frames prompts with {form.boq} {form.eoq}")
+
+
+def told_place(info: TokenizerInfo) -> str:
+    """Where the tokenizer is not, if the data says where it was."""
+    return f"at {info.tokenizer_path} nor " if info.tokenizer_path else ""
 
 
 def prompt_format(info: TokenizerInfo, folder: Path) -> PromptFormat | None:

@@ -4,7 +4,7 @@
     messages         messages: [{role, content}]                        chat records
     sharegpt         conversations: [{from, value, weight (optional)}]  ShareGPT, SlimOrca
     openorca         system_prompt (optional), question, response       OpenOrca
-    prompt_response  prompt, response
+    prompt_response  prompt, response, system (optional)
     text             text                                               documents, as FineWeb
 
 Fields that a reader does not name are ignored. Text is never changed: a special token spelled in it
@@ -117,7 +117,9 @@ def _read_row(fields: Fields, condition: str) -> Row:
     )
 
 
-def _read_prompt_response(fields: Fields, condition: str) -> Row:
+def _read_prompt_response(fields: Fields, condition: str) -> Row | Conversation:
+    if _optional_text(fields, "system"):
+        return _exchange(fields, condition, system="system", question="prompt")
     return Row(
         _condition(fields, condition),
         _text(fields["prompt"], "prompt"),
@@ -126,10 +128,15 @@ def _read_prompt_response(fields: Fields, condition: str) -> Row:
 
 
 def _read_openorca(fields: Fields, condition: str) -> Conversation:
-    question = Turn("user", _text(fields["question"], "question"), is_scored=False)
-    answer = Turn("assistant", _response(fields["response"]))
-    system = _optional_text(fields, "system_prompt")
-    return Conversation(_condition(fields, condition), system, (question, answer))
+    return _exchange(fields, condition, system="system_prompt", question="question")
+
+
+def _exchange(fields: Fields, condition: str, *, system: str, question: str) -> Conversation:
+    """A conversation of one question and its answer, by the names of their fields."""
+    asked = Turn("user", _text(fields[question], question), is_scored=False)
+    answered = Turn("assistant", _response(fields["response"]))
+    turns = (asked, answered)
+    return Conversation(_condition(fields, condition), _optional_text(fields, system), turns)
 
 
 def _read_text(fields: Fields, condition: str) -> Document:

@@ -18,6 +18,7 @@ from typing import Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 from tqdm import tqdm
 
+from data_io.checks import told_place
 from data_io.console import note, run_command
 from data_io.deduplicate import DuplicateFinder
 from data_io.epoch_drawing import EpochDraws
@@ -70,9 +71,9 @@ class SampleOptions(BaseModel):
 
 def sample(options: SampleOptions) -> str:
     """Writes the folder; returns the report."""
-    info = read_tokenizer_info(options.tokenized_path)
-    mixture = Mixture.load(options.prefix_config_path)
     folders = tokenized_folders(options.tokenized_path)
+    info = read_tokenizer_info(options.tokenized_path)
+    mixture = Mixture.load(_found(options.prefix_config_path))
     if not folders:
         raise ValueError(
             f"{options.tokenized_path} holds no tokenized source; write some there with "
@@ -99,6 +100,13 @@ def sample(options: SampleOptions) -> str:
         _copy_tokenizer(info, options.tokenized_path, writer.staging)
     note(*_remarks(sources, options))
     return sampling_report(coverages)
+
+
+def _found(path: Path | None) -> Path | None:
+    """The published mixture lies beside this package, wherever a command is run."""
+    if path is not None and path == PUBLISHED_MIXTURE and not path.exists():
+        return Path(__file__).resolve().parents[1] / path
+    return path
 
 
 def _write(
@@ -169,8 +177,8 @@ def _copy_tokenizer(info: TokenizerInfo, tokenized_path: Path, folder: Path) -> 
     path = find_tokenizer(info, tokenized_path)
     if path is None:
         note(
-            f"no tokenizer at {info.tokenizer_path} nor in {tokenized_path}: the data trains, but "
-            f"asking and fine-tuning need {TOKENIZER_FILE} beside it"
+            f"no tokenizer {told_place(info)}in {tokenized_path}: the data trains, but asking and "
+            f"fine-tuning need {TOKENIZER_FILE} beside it"
         )
         return
     shutil.copyfile(path, folder / TOKENIZER_FILE)
@@ -200,7 +208,16 @@ def _progress(items: Iterable[ItemT], what: str, total: int | None = None) -> It
 
 def main(arguments: Sequence[str]) -> None:
     options = parse_options(SampleOptions, arguments, __doc__ or "")
-    print(sample(options), end="")
+    try:
+        report = sample(options)
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise  # it says itself what is wrong
+        raise ValueError(
+            f"{options.output_path} cannot be written ({error.strerror}); make room, or choose "
+            "another output_path; nothing is left of it"
+        ) from None
+    print(report, end="")
 
 
 if __name__ == "__main__":

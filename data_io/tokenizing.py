@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import cache, partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,10 @@ from data_io.tokenized_writer import TokenizedWriter
 ENCODING_VERSION = 1  # goes up when the same row would get other ids
 ENCODED_AT_ONCE, WAITING_BATCHES = 2, 2  # batches: in the tokenizer, and read ahead
 BATCH_ROWS, BATCH_CHARS = 1024, 2**20  # encoded together
-MAX_TEXT_BYTES = 2**21  # the tokenizer takes up to 150 times that of memory, for each at once
+MAX_TEXT_BYTES = 2**21  # of a row: the tokenizer takes up to 150 times as much memory
 NO_LIMIT = sys.maxsize  # long examples are the business of data_io.sample
+
+Pairs = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,10 @@ class EncodingSettings:
         del values["tokenizer_file"]  # the same file elsewhere is the same tokenizer
         text = json.dumps([ENCODING_VERSION, values], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+    def prompt_format(self) -> PromptFormat:
+        roles, conditions = (self.boq, self.eoq, self.eoa), tuple(self.conditions.items())
+        return _loaded(self.tokenizer_file, self.tokenizer_digest, roles, conditions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +128,7 @@ def _tokenize(job: TokenizeJob, tally: Tally) -> MadeBy:
     settings, source = job.settings, job.source
     source.require_unchanged()
     encoder = ExampleEncoder(
-        _prompt_format(settings), settings.turns, document_window=settings.document_window
+        settings.prompt_format(), settings.turns, document_window=settings.document_window
     )
     read = partial(to_record, reader=settings.reader, condition=settings.condition)
     token_type = np.dtype(settings.token_type)
@@ -150,24 +156,19 @@ def _tokenize(job: TokenizeJob, tally: Tally) -> MadeBy:
     return made
 
 
-def _prompt_format(settings: EncodingSettings) -> PromptFormat:
-    roles = (settings.boq, settings.eoq, settings.eoa)
-    return _loaded(settings.tokenizer_file, *roles, tuple(settings.conditions.items()))
-
-
-@cache  # a process tokenizes many sources
-def _loaded(
-    path: Path, boq: str, eoq: str, eoa: str, conditions: tuple[tuple[str, str], ...]
-) -> PromptFormat:
+@lru_cache(maxsize=1)  # a process tokenizes many sources
+def _loaded(path: Path, _digest: str, roles: tuple[str, ...], conditions: Pairs) -> PromptFormat:
+    boq, eoq, eoa = roles
     return PromptFormat.load(path, boq=boq, eoq=eoq, eoa=eoa, conditions=dict(conditions))
 
 
 def _encodable(placed: Iterable[tuple[str, Record]], tally: Tally) -> Iterator[tuple[str, Record]]:
-    """Leaves out texts that would take too much memory; documents are encoded in pieces."""
+    """Leaves out rows that would take too much memory; documents are encoded in pieces."""
     for where, record in placed:
         texts = () if isinstance(record, Document) else texts_of(record)
-        if any(len(text) > MAX_TEXT_BYTES // 4 and _size(text) > MAX_TEXT_BYTES for text in texts):
-            tally.drop(f"text longer than {MAX_TEXT_BYTES:,} bytes", where)
+        num_chars = sum(map(len, texts))
+        if num_chars > MAX_TEXT_BYTES // 4 and sum(map(_size, texts)) > MAX_TEXT_BYTES:
+            tally.drop(f"more than {MAX_TEXT_BYTES:,} bytes of text", where)
         else:
             yield where, record
 
@@ -179,13 +180,20 @@ def _size(text: str) -> int:
 def _encoded(
     placed: Iterable[tuple[str, Record]], encoder: ExampleEncoder, token_type: np.dtype[Any]
 ) -> Iterator[EncodedBatch]:
-    """Batches in order; some are in the tokenizer and some wait for it while the next is read."""
+    """Batches in order; some are in the tokenizer and some wait for it while the next is read.
+
+    One that is large by itself, of a long row, has the memory for itself.
+    """
     pending: deque[Future[EncodedBatch]] = deque()
     with ThreadPoolExecutor(ENCODED_AT_ONCE) as pool:
         try:
-            for batch in _batches(placed):
+            for batch, num_chars in _batches(placed):
+                is_large = num_chars > 2 * BATCH_CHARS
+                most = 0 if is_large else ENCODED_AT_ONCE + WAITING_BATCHES - 1
+                while len(pending) > most:
+                    yield pending.popleft().result()
                 pending.append(pool.submit(_encode, batch, encoder, token_type))
-                if len(pending) == ENCODED_AT_ONCE + WAITING_BATCHES:
+                if is_large:
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
@@ -203,17 +211,20 @@ def texts_of(record: Record) -> tuple[str, ...]:
     return (record.instruction, record.response)
 
 
-def _batches(placed: Iterable[tuple[str, Record]]) -> Iterator[list[tuple[str, Record]]]:
+def _batches(
+    placed: Iterable[tuple[str, Record]],
+) -> Iterator[tuple[list[tuple[str, Record]], int]]:
+    """Records that are encoded together, and how many characters they have."""
     batch: list[tuple[str, Record]] = []
     num_chars = 0
     for where, record in placed:
         batch.append((where, record))
         num_chars += sum(map(len, texts_of(record)))
         if len(batch) == BATCH_ROWS or num_chars > BATCH_CHARS:
-            yield batch
+            yield batch, num_chars
             batch, num_chars = [], 0
     if batch:
-        yield batch
+        yield batch, num_chars
 
 
 def _encode(

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from math import floor
@@ -29,7 +29,7 @@ from data_io.jsonl_writer import JsonlWriter
 from data_io.options import parse_options
 from data_io.readers import AUTO, READERS, choose_reader, require_reader, to_record
 from data_io.records import DEFAULT_CONDITION, BadRowError, Conversation, Document, Record, Row
-from data_io.source_files import find_sources
+from data_io.source_files import SourceFile, find_sources
 
 SYSTEM, USER, ASSISTANT = "[SYSTEM]\n", "[USER]\n", "[ASSISTANT]\n"
 TEST_RATIO = 0.05
@@ -131,9 +131,11 @@ class SplitRule:
         )
 
 
-def rows_of(options: TemplateOptions, dropped: Counter[str]) -> Iterator[Row | None]:
-    """The rows of the input in the template; None, counted, for one that cannot be used."""
-    for source in find_sources(options.input):
+def rows_of(
+    sources: Sequence[SourceFile], options: TemplateOptions, dropped: Counter[str]
+) -> Iterator[Row | None]:
+    """The rows of the sources in the template; None, counted, for one that cannot be used."""
+    for source in sources:
         is_told = options.reader != AUTO
         for raw in source.rows():
             try:
@@ -150,6 +152,7 @@ def rows_of(options: TemplateOptions, dropped: Counter[str]) -> Iterator[Row | N
 def main(arguments: list[str]) -> None:
     options = parse_options(TemplateOptions, arguments, __doc__ or "")
     require_reader(options.reader)
+    sources = find_sources(options.input)
     rule = SplitRule(options.seed, options.test_ratio, options.subset_size)
     dropped: Counter[str] = Counter()
     parts: tuple[Part, ...] = ("train", "test")
@@ -161,7 +164,7 @@ def main(arguments: list[str]) -> None:
                 )
                 for part in parts
             }
-            for part, row in rule.parts(rows_of(options, dropped)):
+            for part, row in rule.parts(rows_of(sources, options, dropped)):
                 writers[part].write(row)
     finally:
         for reason, count in dropped.most_common():

@@ -64,10 +64,16 @@ def departures(record: Mapping[str, Any], num_items: int) -> list[str]:
     for key, value in given.items():
         if value != published.get(key) and key not in OF_THE_MACHINE:
             told.append(f"{key}={value} instead of {published.get(key)}")
+    told += [note.partition(": ")[0] for note in record.get("notes") or () if is_on_shots(note)]
     template = record.get("prompt_template")
     if template not in (None, "{prompt}"):
         told.append(f"prompts within {template!r}")
     return told
+
+
+def is_on_shots(note: str) -> bool:
+    """Whether a benchmark notes that its shots are not the published ones (DROP, or fewer)."""
+    return note.startswith(("asked without its", "the shot ")) or note.endswith("were asked for")
 
 
 @cache

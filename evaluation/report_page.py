@@ -89,7 +89,7 @@ def _means(results: RecordedResults) -> str:
         f'<td class="long">{in_html(told)}</td>'
         for name, (share, told) in means(results).items()
     ]
-    return _table(("mean", "%, ± standard error", "over"), rows) if rows else ""
+    return _table((), rows) if rows else ""
 
 
 def _overview(found: Sequence[BenchmarkSummary]) -> str:

@@ -12,12 +12,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 
 from pydantic import Field, PositiveInt, model_validator
 from torch import nn
 
 from data_io.prompt_format import PromptFormat
+from data_io.records import Conversation, Turn
+from data_io.trm_template import to_trm_row
 from inference.model_folder import ModelOptions
 from inference.requests import Answer, Request, Sampling, Token
 
@@ -73,19 +75,28 @@ class Row:
     response: str | None = None
 
 
+Template = Literal["conversation", "trm"]  # trm: that of data_io.trm_template
+
+
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What stands around the text that is asked."""
+    """What stands around the text that is asked, in the form in which the model was taught it."""
 
     condition: str
     system: str = ""
     shots: str = ""  # worked examples, as `shots_text` writes them
     turns: tuple[tuple[str, str], ...] = ()  # earlier (role, text), as in `encode_conversation`
+    template: Template = "conversation"
 
     def encode(self, prompt_format: PromptFormat, text: str) -> list[int]:
         """Ids of the prompt that asks `text`. System and shots stand before the first turn."""
         (role, first), *others = (*self.turns, ("user", text))
         turns = [(role, self.shots + first), *others]
+        if self.template == "trm":
+            said = (Turn("user" if who == "user" else "assistant", it, False) for who, it in turns)
+            wanted = Turn("assistant", "", True)
+            row = to_trm_row(Conversation(self.condition, self.system, (*said, wanted)))
+            return prompt_format.encode_prompt(self.condition, row.instruction)
         if self.system:
             turns.insert(0, ("system", self.system))
         return prompt_format.encode_conversation(self.condition, turns)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import io
 import multiprocessing
+import resource
 import shutil
 import sys
 import tempfile
@@ -53,6 +54,7 @@ class Settings(BaseModel):
 @dataclass(frozen=True, slots=True)
 class Measured:
     elapsed_s: float
+    cpu_s: float  # of all its threads
     peak_bytes: int  # RssAnon
 
 
@@ -122,7 +124,7 @@ def plain(root: Path, output: Path, epochs: int, seed: int) -> None:
 
 def measured(side: Callable[..., None], *arguments: Any) -> Measured:
     """Runs a side in a process of its own."""
-    started_at = time.perf_counter()
+    started_at, cpu_before_s = time.perf_counter(), _cpu_of_children()
     process = multiprocessing.get_context("spawn").Process(target=side, args=arguments)
     process.start()
     peak = 0
@@ -131,7 +133,13 @@ def measured(side: Callable[..., None], *arguments: Any) -> Measured:
         process.join(POLL_SECONDS)
     if process.exitcode:
         raise ValueError(f"{side.__name__} ended with exit code {process.exitcode}")
-    return Measured(time.perf_counter() - started_at, peak)
+    elapsed_s = time.perf_counter() - started_at
+    return Measured(elapsed_s, _cpu_of_children() - cpu_before_s, peak)
+
+
+def _cpu_of_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _anonymous_bytes(pid: int | None) -> int:
@@ -154,11 +162,13 @@ def compare(settings: Settings, root: Path) -> None:
             shutil.rmtree(output, ignore_errors=True)
             runs.append(measured(side, root / "tokenized", output, epochs, settings.seed))
         short, long = runs
-        seconds[side.__name__] = (long.elapsed_s - short.elapsed_s) / (settings.epochs - 1)
+        more = settings.epochs - 1
+        seconds[side.__name__] = (long.elapsed_s - short.elapsed_s) / more
         print(
-            f"{side.__name__:5}: {seconds[side.__name__]:.2f} s per epoch "
-            f"({long.elapsed_s:.1f} s for {settings.epochs}); peak RssAnon "
-            f"{long.peak_bytes / 1e6:,.0f} MB, {long.peak_bytes / settings.rows:.1f} bytes per row",
+            f"{side.__name__:5}: {seconds[side.__name__]:.2f} s per epoch, "
+            f"{(long.cpu_s - short.cpu_s) / more:.2f} s of CPU time; all {settings.epochs} in "
+            f"{long.elapsed_s:.1f} s; peak RssAnon {long.peak_bytes / 1e6:,.0f} MB, "
+            f"{long.peak_bytes / settings.rows:.1f} bytes per row",
             flush=True,
         )
     if settings.plain:

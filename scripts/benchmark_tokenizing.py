@@ -6,11 +6,12 @@
 
 Speed: the texts in memory through `encode_batch`, in batches of several sizes of which the best
 counts, and the whole tool from file to folder, in turns. Memory: the tool on a made-up corpus of
-`corpus_bytes`, as the most that one process has resident at once (/proc, Linux).
+`corpus_bytes`, as the most that its process has resident at once.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -31,6 +32,7 @@ sys.path.insert(0, str(ROOT))
 
 from data_io.console import note, run_command  # noqa: E402
 from data_io.options import parse_options  # noqa: E402
+from data_io.prompt_format import read_tokenizer  # noqa: E402
 from data_io.readers import to_record  # noqa: E402
 from data_io.source_files import find_sources  # noqa: E402
 from data_io.tokenizing import texts_of  # noqa: E402
@@ -102,8 +104,8 @@ def write_rows(path: Path, size: int, word_lens: tuple[int, int] = (1, 12)) -> P
 
 
 def texts_in(path: Path) -> list[str]:
-    (source,) = find_sources([path])
-    return [text for row in source.rows() for text in texts_of(to_record(row.fields))]
+    rows = (row for source in find_sources([path]) for row in source.rows())
+    return [text for row in rows for text in texts_of(to_record(row.fields))]
 
 
 def train_here(texts: list[str], path: Path) -> Path:
@@ -116,7 +118,7 @@ def measure_speed(
 ) -> None:
     """Prints megabytes of text per second of both sides, and the median of their ratios."""
     size = sum(len(text.encode()) for text in texts) / 1e6
-    library = Tokenizer.from_file(str(tokenizer))
+    library = read_tokenizer(tokenizer)
     library.encode_special_tokens = True
     best = min(BATCH_TEXTS, key=lambda count: library_seconds(library, texts, count)[0])
     print(f"{len(texts):,} texts, {size:,.1f} MB; encode_batch is best with {best:,} at once")
@@ -152,17 +154,19 @@ def tool_seconds(place: Path, rows: Path, tokenizer: Path) -> tuple[float, float
     output = place / f"tokenized-{time.monotonic_ns()}"
     options = TokenizeOptions(sources=(rows,), output=output, tokenizer_path=tokenizer)
     started_at, cpu_before = time.perf_counter(), time.process_time()
-    tokenize(options)
+    with contextlib.redirect_stdout(sys.stderr):  # what it reports is no result here
+        tokenize(options)
     return time.perf_counter() - started_at, time.process_time() - cpu_before
 
 
 def measure_memory(options: BenchmarkOptions, place: Path, tokenizer: Path) -> None:
-    """Prints the most memory that a process of the tool had resident at once."""
+    """Prints the most memory that the tool had resident at once: one file, so one process."""
     corpus = write_rows(place / "corpus.jsonl", options.corpus_bytes, LONG_WORDS)
     note(f"{corpus.stat().st_size:,} bytes of rows are written")
-    command = [sys.executable, "-m", "data_io.tokenize", str(corpus), "-o", str(place / "out")]
+    command = [sys.executable, "-m", "data_io.tokenize", str(corpus.absolute())]
+    command += ["-o", str(place.absolute() / "out"), "--tokenizer-path", str(tokenizer.absolute())]
     started_at = time.perf_counter()
-    subprocess.run([*command, "--tokenizer-path", str(tokenizer)], cwd=ROOT, check=True)
+    subprocess.run(command, cwd=ROOT, check=True, stdout=sys.stderr)
     elapsed_s = time.perf_counter() - started_at
     most = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     print(

@@ -29,6 +29,7 @@ from data_io.options import fields_of, parse_options, with_option  # noqa: E402
 from inference.asking import (  # noqa: E402
     AskOptions,
     Surroundings,
+    Template,
     pick_condition,
     shots_text,
     step_line,
@@ -70,6 +71,9 @@ class ChatOptions(AskOptions):
 
     message: str = Field(default="", description="a question: its answer is printed, no chat")
     system: str = Field(default="", description="text before the question, with a blank line")
+    template: Template = Field(
+        default="conversation", description="how turns are written (trm: of data_io.trm_template)"
+    )
     shots: Path | None = Field(
         default=None, description="JSONL of worked examples (instruction, response) before it"
     )
@@ -190,7 +194,7 @@ def surroundings_of(loaded: LoadedModel, options: ChatOptions) -> Surroundings:
     """What the options put around a question."""
     shots = "" if options.shots is None else shots_text(options.shots, options.num_shots)
     condition = pick_condition(loaded.prompt_format, options.condition)
-    return Surroundings(condition, options.system, shots)
+    return Surroundings(condition, options.system, shots, template=options.template)
 
 
 def main() -> None:

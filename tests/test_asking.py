@@ -18,6 +18,7 @@ from inference.asking import (
     BROKEN,
     AskOptions,
     Row,
+    Surroundings,
     TextDecoder,
     pick_condition,
     read_rows,
@@ -154,3 +155,12 @@ def test_what_cut_an_answer_off_is_named() -> None:
     assert was_cut(Answer(0, (1, 2), "stop"), 2) is None
     assert was_cut(Answer(0, (1, 2), "length"), 2) == "cut off after 2 tokens: max_output_tokens=2"
     assert was_cut(Answer(0, (1, 2), "length"), 3) == "cut off after 2 tokens: the context is full"
+
+
+def test_a_question_may_stand_in_the_template_of_trm() -> None:
+    turns = (("user", "a"), ("assistant", "b"))
+    asked = Surroundings("direct", "Be brief.", "", turns, template="trm").encode(BYTES, "c")
+    text = "[SYSTEM]\nBe brief.\n[USER]\na\n[ASSISTANT]\nb\n[USER]\nc\n[ASSISTANT]\n"
+    assert asked == BYTES.encode_prompt("direct", text)
+    bare = Surroundings("direct", template="trm").encode(BYTES, "c")
+    assert bare == BYTES.encode_prompt("direct", "[USER]\nc\n[ASSISTANT]\n")

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
+from source_tree import ROOT
 
-from data_io.clean import main
+from data_io.clean import CleanOptions, main
 from data_io.cleaning import SOURCES
+from data_io.compare_tokenizers import CompareOptions
 from data_io.records import BadRowError, Row
+from data_io.trm_template import TemplateOptions
 
 SOLVED = {
     "question": "Ann has 1,500 nuts and eats half. How many are left? ",
@@ -140,3 +147,30 @@ def test_an_output_that_exists_is_kept_unless_asked(tmp_path: Path) -> None:
 def test_an_unknown_source_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="source=alpaca is none of gsm8k, math, no_robots"):
         main(["source=alpaca", f"output={tmp_path / 'a.jsonl'}"])
+
+
+@pytest.mark.parametrize(
+    ("module", "record", "bad"),
+    [
+        ("clean", CleanOptions, ("source=gsm8k", "output=out.jsonl", "input=gone.jsonl")),
+        ("trm_template", TemplateOptions, ("input=gone.jsonl", "output=out")),
+        ("compare_tokenizers", CompareOptions, ("tokenizer=gone.json",)),
+    ],
+)
+def test_commands_explain_themselves_and_refuse_in_one_line(
+    tmp_path: Path, module: str, record: type[BaseModel], bad: tuple[str, ...]
+) -> None:
+    command = [sys.executable, "-m", f"data_io.{module}"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    told = [
+        subprocess.run([*command, *arguments], cwd=tmp_path, env=environment, capture_output=True)
+        for arguments in (("--help",), bad)
+    ]
+    assert [done.returncode for done in told] == [0, 2]
+    shown = told[0].stdout.decode()
+    assert all(f"\n  {name} " in shown for name in record.model_fields)
+    assert max(map(len, shown.splitlines())) <= 100
+    assert told[1].stdout == b""
+    assert told[1].stderr.startswith(b"error: ")
+    assert told[1].stderr.count(b"\n") == 1
+    assert list(tmp_path.iterdir()) == []

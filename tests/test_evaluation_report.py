@@ -153,7 +153,6 @@ def test_means_over_tasks_are_shown(tmp_path: Path) -> None:
     mean = {
         "value": 0.2218,
         "standard_error": 0.004,
-        "tasks": ["copa"],
         "of": "22 tasks, prefix=bos",
     }
     path.write_text(json.dumps(json.loads(path.read_text()) | {"means": {"CORE": mean}}))
@@ -179,6 +178,10 @@ def test_published_settings_depart_in_nothing_but_what_is_changed() -> None:
     assert departures(record, 1319) == []
     assert departures(record | {"generation": {"condition": "direct"}}, 1319) == [
         "condition=direct instead of synth,cot"
+    ]
+    notes = ["asked without its 3 published shots: DROP needs a file", "2 answers: stopped"]
+    assert departures({"benchmark": "DROP", "notes": notes}, 9536) == [
+        "asked without its 3 published shots"
     ]
     assert departures({"benchmark": "reasoning_gym", "generation": {}}, 3) == []
 

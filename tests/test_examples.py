@@ -123,10 +123,12 @@ def test_results_of_tools_are_learned_on_request(prompt_format: PromptFormat) ->
 
 
 def test_a_call_is_one_only_where_a_tool_answers(prompt_format: PromptFormat) -> None:
-    row = Row("direct", "?", "<tool_call>2*3</tool_call>")
-    (example,) = examples(prompt_format, row)
-    assert example.resp_ids == prompt_format.encode_response(row.response)
-    assert SPECIAL_TOKENS.index("<tool_call>") not in example.resp_ids
+    text = "<tool_call>2*3</tool_call>"
+    talk = Conversation("direct", "", (Turn("user", "?"), Turn("assistant", text)))
+    for record in (Row("direct", "?", text), talk):
+        (example,) = examples(prompt_format, record)
+        assert example.resp_ids == prompt_format.encode_response(text)
+        assert SPECIAL_TOKENS.index("<tool_call>") not in example.resp_ids
 
 
 def test_calls_are_spelled_out_where_the_tokenizer_has_no_tokens_for_them(

@@ -1,10 +1,10 @@
-"""Files from an address: kept, resumed where they stopped, begun again when the server's changed."""
+"""Files from an address: kept, resumed where they stopped, begun again where another is there."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -45,11 +45,10 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     server.server_close()
 
 
-def handler_of(site_of: object) -> type[BaseHTTPRequestHandler]:
+def handler_of(site_of: Callable[[], Site]) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            assert callable(site_of)
-            site: Site = site_of()
+            site = site_of()
             name, wanted = self.path.removeprefix("/data/"), self.headers.get("Range")
             site.asked.append((name, wanted))
             if site.failures or name not in site.files:
@@ -74,7 +73,7 @@ def handler_of(site_of: object) -> type[BaseHTTPRequestHandler]:
             end = start + site.cuts.pop(0) if site.cuts else len(content)
             self.wfile.write(content[start:end])
 
-        def log_message(self, *_: object) -> None:
+        def log_message(self, format: str, *args: object) -> None:
             """Says nothing."""
 
     return Handler
@@ -84,7 +83,8 @@ def test_a_download_that_is_cut_goes_on_where_it_stopped(site: Site, tmp_path: P
     site.cuts = [400_000, 300_000]
     fetch(f"{site.address}/a.jsonl", tmp_path / "a.jsonl")
     assert (tmp_path / "a.jsonl").read_bytes() == CONTENT
-    assert site.asked == [("a.jsonl", None), ("a.jsonl", "bytes=400000-"), ("a.jsonl", "bytes=700000-")]  # fmt: skip
+    ranges = [None, "bytes=400000-", "bytes=700000-"]
+    assert site.asked == [("a.jsonl", wanted) for wanted in ranges]
     assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
 
 

@@ -36,10 +36,13 @@ def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def saved(folder: Path, kind: str) -> Path:
     """The chats as one kind of local data set, with a test split of one row where it has splits."""
-    from datasets import Dataset, DatasetDict
+    from datasets import Dataset, DatasetDict, NamedSplit
 
     folder.mkdir()
-    data, held_out = Dataset.from_list(CHATS), Dataset.from_list(CHATS[:1])
+    data, held_out = (
+        Dataset.from_list(CHATS, split=NamedSplit("train")),
+        Dataset.from_list(CHATS[:1]),
+    )
     if kind == "jsonl":
         for name, rows in (("train", CHATS), ("test", CHATS[:1])):
             lines = "\n".join(map(json.dumps, rows))
@@ -77,6 +80,7 @@ def test_files_of_a_data_set_can_be_named(tmp_path: Path) -> None:
         ("jsonl", {"split": "validation"}, "Available splits: .*train.*; correct the folder, or"),
         ("jsonl", {"name": "main"}, "'main' not found"),
         ("saved_splits", {"split": "validation"}, "its splits are train, test"),
+        ("saved_one", {"split": "validation"}, "its only split is train"),
         ("saved_splits", {"name": "main"}, "neither configurations nor data_files"),
     ],
 )

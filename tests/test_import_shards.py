@@ -44,7 +44,8 @@ def test_plain_documents_are_windows_that_end_with_the_next_bos(
     source = write_shards(tmp_path / "shards", parts, is_masked=False)
     data = sampled(source, tmp_path / "data", "context_size=9", "epochs=2")
     assert data.num_epochs == 2 and data.metadata.max_seq_len == 9 and not data.metadata.scored
-    for part, folder in (("val", tmp_path / "data" / "validation"), ("train", tmp_path / "data")):
+    folders: dict[Part, Path] = {"val": data.folder / "validation", "train": data.folder}
+    for part, folder in folders.items():
         windows = []
         for ids, _ in parts[part]:
             text = [*ids[1:].tolist(), CONFIG.bos_id]

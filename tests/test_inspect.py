@@ -134,7 +134,8 @@ def test_examples_are_shown_by_number(tokenized: Path, capsys: pytest.CaptureFix
     assert [line[:9].strip() for line in shown if line.startswith("  ")].count("read") == 3
     assert "\x1b" not in out  # neither colour in a pipe nor of the text
     assert "say <|im_end|> & <b>" in out
-    assert shown[-4:] == [
+    place = shown.index("1 (chat.jsonl, row 0): example of 4 + 7 tokens")
+    assert shown[place + 1 : place + 5] == [
         "  read    <|im_start|><|object_ref_start|>H<|im_end|>",
         "  learned I<|box_end|>",
         "  passed  <|im_start|>J<|im_end|>",

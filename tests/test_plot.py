@@ -13,7 +13,7 @@ import pytest
 from test_run_curves import line, write_run
 
 from training import plot, plot_page
-from training.plot import SMOOTHING_SHARE, draw_curves, smoothed
+from training.plot import SMOOTHING_SHARE, draw_curves, headlines, smoothed
 from training.plot_page import MAX_POINTS, SCRIPT, write_page
 from training.run_curves import read_runs
 
@@ -48,6 +48,26 @@ def test_curves_of_two_runs_are_one_picture(tmp_path: Path) -> None:
     runs = [a_run(tmp_path / "first", 200), a_run(tmp_path / "second", 3)]
     draw_curves(runs, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_benchmarks_have_a_panel_with_the_first_figure_of_each(tmp_path: Path) -> None:
+    lines = [
+        {**line(step, train_loss=1.0), "eval/ARC/acc": step / 9, "eval/ARC/acc_robust": 0.1}
+        for step in (3, 6)
+    ]
+    lines += [{**line(6), "eval/reasoning_gym/acc": 0.5, "eval/ARC/invalid": 0.0}]
+    run = write_run(tmp_path / "run", lines)
+    assert headlines(read_runs([run])) == ["eval/ARC/acc", "eval/reasoning_gym/acc"]
+    draw_curves([run], tmp_path / "with.png")
+    draw_curves([a_run(tmp_path / "other", 9)], tmp_path / "without.png")
+    widths = [
+        int.from_bytes((tmp_path / f"{n}.png").read_bytes()[16:20]) for n in ("with", "without")
+    ]
+    assert widths[0] == pytest.approx(2 * widths[1] * 1 / 3, rel=0.02)
+    content = page_of(tmp_path, run)
+    assert [each["title"] for each in content["sections"]] == ["train", "eval"]
+    better = {each["name"]: each["isLowerBetter"] for each in content["final"]}
+    assert better["eval/ARC/acc"] is False and "eval/ARC/invalid" not in better
 
 
 def test_a_run_that_has_nothing_to_draw_is_refused(tmp_path: Path) -> None:

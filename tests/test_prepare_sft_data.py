@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -81,10 +82,10 @@ def test_the_published_command_on_golden_data(golden_sft: Path, tmp_path: Path) 
     for name in ("metadata.json", "tokenizer_info.json"):
         ours = json.loads((output / name).read_text())
         theirs = json.loads((golden_sft / case["output"] / name).read_text())
-        for info in (ours.get("tokenizer_info", ours), theirs.get("tokenizer_info", theirs)):
-            del info["tokenizer_path"]  # of the machine
-        if kept_apart:
-            ours.pop("total_length", None), theirs.pop("total_length", None)
+        for record in (ours, theirs):
+            del record.get("tokenizer_info", record)["tokenizer_path"]  # of the machine
+            if kept_apart:
+                record.pop("total_length", None)
         assert ours == theirs
 
 
@@ -235,3 +236,17 @@ def test_a_tokenizer_gets_missing_tokens_on_request(tokenizer: Path, tmp_path: P
     data = SampledData.open(tmp_path / "out")
     assert data.metadata.id_limit == 288 and data.tokens()[0] == 287
     assert PromptFormat.from_info(data.metadata.tokenizer_info, data.folder).boq_id == 287
+
+
+def test_a_full_disk_leaves_nothing_behind(tokenizer: Path, tmp_path: Path) -> None:
+    rows = [{"instruction": "q" * 100, "response": "a" * 100}] * 2000
+    source = write_rows(tmp_path / "rows.jsonl", rows)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, limits[1]))  # as a full disk would
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            prepare(f"train={source}", f"tokenizer={tokenizer}", f"output={tmp_path / 'out'}",
+                    "epochs=1")  # fmt: skip
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]

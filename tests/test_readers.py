@@ -117,6 +117,8 @@ def test_an_unknown_reader_is_refused() -> None:
 def test_a_system_column_is_kept() -> None:
     fields = {"system": "Be short.", "conversations": FOREIGN["sharegpt"][0]["conversations"][1:]}
     assert to_record(fields) == FOREIGN["sharegpt"][1]
+    asked = {"system": "Be short.", "prompt": "Why?", "response": "Because."}
+    assert to_record(asked) == Conversation("direct", "Be short.", (QUESTION, ANSWER))
     clash = {"system": "Be long.", **FOREIGN["sharegpt"][0]}
     assert reason_of(clash) == "two system prompts"
 
@@ -169,6 +171,10 @@ def chat(*turns: tuple[Any, Any]) -> dict[str, Any]:
         (chat(("user", "a"), ("user", "b"), ("assistant", "c")), "roles out of order"),
         (chat(("user", "a"), ("assistant", "b"), ("assistant", "c")), "roles out of order"),
         (chat(("user", "a"), ("system", "b"), ("assistant", "c")), "roles out of order"),
+        (
+            chat(("user", "a"), ("assistant", "b"), ("tool", "c"), ("user", "d")),
+            "roles out of order",
+        ),
         (chat(("user", "a"), ("assistant", "")), "empty response"),
         (chat(("user", "a"), ("assistant", None)), "missing field"),
         (chat(("narrator", "a"), ("assistant", "b")), "unknown role"),

@@ -70,6 +70,8 @@ def reference_ids(text: str, ranks: dict[bytes, int], pattern: str) -> list[int]
 
 
 RANKS = learned_ranks(150)
+for token in (b"12", b"34", b"1234", b"ab", b"qzx"):  # no merges lead to the last
+    RANKS.setdefault(token, len(RANKS))
 
 
 @pytest.mark.parametrize("name", PATTERNS)
@@ -88,6 +90,20 @@ def test_ids_are_those_of_the_definition(name: str) -> None:
         ids = tokenizer.encode(text, add_special_tokens=False).ids
         assert ids == reference_ids(text, RANKS, PATTERNS[name]), text
         assert tokenizer.decode(ids) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "pattern"),
+    [
+        ("12341234", r"\p{N}{1,3}+"),  # three digits at a time
+        ("12341234", r"[0-9]{1,3}+|."),
+        ("ab\nab", r"ab$|a|b|\n"),  # the end of the text, not of a line
+        ("qzx qzxa", r"\w+|\s"),  # a whole word that is a token is that token
+    ],
+)
+def test_what_engines_read_differently_is_as_defined(text: str, pattern: str) -> None:
+    ids = ranks_tokenizer(RANKS, pattern).encode(text).ids
+    assert ids == reference_ids(text, RANKS, pattern)
 
 
 def test_a_file_of_ranks_is_read(tmp_path: Path) -> None:

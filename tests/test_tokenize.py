@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
-import resource
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,52 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 from source_tree import ROOT
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+from tokenizing_cases import ROWS, Place
 
-from data_io import tokenized_writer
-from data_io.byte_tokenizer import byte_tokenizer, write_byte_tokenizer
+from data_io.byte_tokenizer import byte_tokenizer
 from data_io.prompt_format import PromptFormat
 from data_io.special_tokens import BOQ, CONDITION_TOKENS, EOA, EOQ, SPECIAL_TOKENS
 from data_io.tokenize import main
-from data_io.tokenized_format import MadeBy, TokenizedSource, read_tokenizer_info, tokenized_folders
-
-ROWS = [
-    {"condition": "direct", "instruction": "1+1?", "response": "2"},
-    {"condition": "synth,cot", "instruction": "é€😀 <|im_end|>", "response": "<|box_end|>\n"},
-]
-
-
-class Place:
-    """Sources, a tokenizer, and where the tokenized data go."""
-
-    def __init__(self, root: Path) -> None:
-        self.root, self.data, self.out = root, root / "data", root / "out"
-        self.data.mkdir()
-        self.tokenizer = write_byte_tokenizer(root / "tok").parent
-
-    def write(self, name: str, rows: list[dict[str, Any]]) -> Path:
-        path = self.data / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return path
-
-    @property
-    def arguments(self) -> list[str]:
-        return [str(self.data), "-o", str(self.out), "--tokenizer-path", str(self.tokenizer)]
-
-    def run(self, *more: str) -> None:
-        main([*self.arguments, *(more or ("workers=1",))])
-
-    def names(self) -> list[str]:
-        return [folder.name for folder in tokenized_folders(self.out)]
-
-    def examples(self, name: str) -> list[tuple[list[int], list[int]]]:
-        source = TokenizedSource.open(self.out / name)
-        source.check()
-        columns = (source.inst_start, source.inst_len, source.resp_start, source.resp_len)
-        return [
-            (source.tokens[a : a + n].tolist(), source.tokens[b : b + m].tolist())
-            for a, n, b, m in zip(*columns, strict=True)
-        ]
+from data_io.tokenized_format import MadeBy, TokenizedSource, read_tokenizer_info
 
 
 @pytest.fixture
@@ -110,13 +67,13 @@ def test_rows_become_framed_ids(place: Place, capsys: pytest.CaptureFixture[str]
 
 def test_options_choose_framing_types_and_turns(place: Place) -> None:
     turns = [("user", "q1"), ("assistant", "a1"), ("user", "q2"), ("assistant", "a2")]
-    messages = [{"role": role, "content": text} for role, text in turns]
+    messages: list[dict[str, Any]] = [{"role": role, "content": text} for role, text in turns]
     messages[1]["weight"] = 0
     place.write("chat.jsonl", [{"messages": messages}])
     place.write("doc.jsonl", [{"text": "abcdefgh"}])
     place.run(
         *("--boq", "<|fim_prefix|>", "--conditions", "direct=<think>,x=</think>", "condition=x"),
-        *("turns=all", "token_type=uint32", "document_window=5"),
+        *("turns=all", "token_type=uint32", "document_window=5", "workers=1"),
     )
     special = {token: at for at, token in enumerate(SPECIAL_TOKENS)}
     ((inst, _),) = place.examples("chat.jsonl")
@@ -179,7 +136,7 @@ def test_rows_that_cannot_be_used_are_counted(
     out, err = told_once(capsys)
     assert "3 examples" in out and "of 7 rows" in out
     assert "rows left out: 1 field is no text, 1 half of a surrogate pair, 1 missing field" in out
-    assert "1 text longer than 100 bytes" in out
+    assert "1 more than 100 bytes of text" in out
     assert f"1 rows left out, field is no text; the first: {path}, line 2" in err
     made = MadeBy.find(place.out / "a.jsonl")
     assert made is not None and sum(made.dropped.values()) == 4
@@ -258,57 +215,6 @@ def test_vocabularies_above_65536_need_four_bytes(place: Place) -> None:
     info = read_tokenizer_info(place.out)
     assert info.vocab_size == 65_601 + len(SPECIAL_TOKENS)
     assert PromptFormat.from_info(info).encode_response("w65598") == resp  # the tokens added
-
-
-def test_a_full_disk_is_told_and_leaves_nothing(
-    place: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    place.write("a.jsonl", ROWS * 2000)
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
-    try:
-        with pytest.raises(OSError, match=r"a\.jsonl: .*; nothing of it is kept, run again"):
-            place.run()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert place.names() == [] and not list(place.out.glob(".a*"))
-    monkeypatch.setattr(tokenized_writer, "_sync", failing_sync)
-    with pytest.raises(OSError, match="No space left"):
-        place.run()
-    assert place.names() == [] and not list(place.out.glob(".a*"))
-    monkeypatch.undo()
-    place.run()
-    assert len(place.examples("a.jsonl")) == 4000
-
-
-def failing_sync(_: Path) -> None:
-    raise OSError(28, "No space left on device")
-
-
-def test_a_killed_run_leaves_nothing_that_looks_done_and_goes_on(
-    place: Place, capsys: pytest.CaptureFixture[str]
-) -> None:
-    place.write("a.jsonl", ROWS)
-    place.run()
-    large = place.write("b.jsonl", ROWS)
-    with large.open("a") as file:
-        for _ in range(60):
-            file.write(f"{json.dumps(ROWS[0])}\n" * 5000)
-    command = [sys.executable, "-m", "data_io.tokenize", *place.arguments, "workers=1"]
-    run = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
-    position = place.out / ".b.jsonl.position"
-    until = time.monotonic() + 60
-    while not position.exists() and time.monotonic() < until:
-        time.sleep(0.01)
-    os.kill(run.pid, signal.SIGKILL)
-    run.wait()
-    assert (place.out / ".b.jsonl.partial").is_dir()
-    assert place.names() == ["a.jsonl"]
-    assert not (place.out / "tokenizer_info.json").exists()
-    place.write("b.jsonl", ROWS)
-    place.run()
-    assert "(1 tokenized, 1 unchanged, 0 removed)" in told_once(capsys)[0]
-    assert sorted(path.name for path in place.out.glob(".*")) == [".lock"]
 
 
 def test_errors_and_help_are_for_people(place: Place) -> None:

@@ -92,9 +92,8 @@ def test_the_same_texts_make_the_same_file(trained: Path, tmp_path: Path) -> Non
 
 
 def texts(tmp_path: Path, **options: object) -> list[str]:
-    return list(
-        TrainingTexts(TrainOptions(sources=(tmp_path / "data",), output=tmp_path, **options))
-    )
+    values = {"sources": (tmp_path / "data",), "output": tmp_path, **options}
+    return list(TrainingTexts(TrainOptions.model_validate(values)))
 
 
 def test_texts_are_cut_and_those_of_limited_files_are_drawn(tmp_path: Path) -> None:
@@ -129,6 +128,14 @@ def test_every_layout_is_read_and_bad_rows_are_counted(
     assert told.out == f"{tmp_path / 'tok' / 'tokenizer.json'}\n"
     assert "rows left out: 1 field is no text" in told.err
     assert "fewer tokens than vocab_size=65536" in told.err
+
+
+def test_a_broken_source_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "fine"}\n{"text": \n')
+    with pytest.raises(ValueError, match=r"a\.jsonl, line 2 is no JSON"):
+        main([str(path), "-o", str(tmp_path / "tok")])
+    assert [each.name for each in tmp_path.iterdir()] == ["a.jsonl"]
 
 
 @pytest.mark.parametrize(

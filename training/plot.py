@@ -22,6 +22,8 @@ PANELS = {
 }
 # Of the same metric, in one panel.
 LINE_STYLES: dict[str, Any] = {"train": "-", "val": "--", "val_ema": ":"}
+BENCHMARKS = "eval"  # eval/BENCHMARK/FIGURE: asked now and then, so each point is marked
+MARKERS = "osD^vpP*Xh"  # by benchmark
 SMOOTHING_SHARE = 0.02  # of a curve's points, to either side, are averaged into one
 
 
@@ -37,19 +39,33 @@ def draw_curves(paths: Sequence[Path], output: Path) -> None:
     kinds = [kind for kind in LINE_STYLES if any(name.startswith(f"{kind}/") for name in logged)]
     names = {last: [f"{kind}/{last}" for kind in kinds] for last in PANELS}
     names = {last: found for last in PANELS if (found := logged.intersection(names[last]))}
-    if not names:
+    benchmarks = headlines(runs)
+    if not names and not benchmarks:
         raise ValueError(
             f"none of {', '.join(PANELS)} was logged by {runs[0].name}; the page shows the rest"
         )
+    count = len(names) + bool(benchmarks)
     figure, panels = plt.subplots(
-        1, len(names), figsize=(4.4 * len(names), 3.9), layout="constrained", squeeze=False
+        1, count, figsize=(4.4 * count, 3.9), layout="constrained", squeeze=False
     )
-    for axes, (last, found) in zip(panels.flat, names.items(), strict=True):
+    for axes, (last, found) in zip(panels.flat, names.items(), strict=False):
         _draw_panel(axes, runs, sorted(found))
         axes.set_title(PANELS[last], fontsize=10)
+    if benchmarks:
+        _draw_benchmarks(panels.flat[-1], runs, benchmarks)
     _draw_legend(figure, runs, kinds)
     figure.savefig(output, dpi=150)
     plt.close(figure)
+
+
+def headlines(runs: Sequence[RunCurves]) -> list[str]:
+    """The first figure of each benchmark, which is the one that a table shows."""
+    first: dict[str, str] = {}
+    for name in (name for run in runs for name in run.metrics()):
+        kind, _, rest = name.partition("/")
+        if kind == BENCHMARKS:
+            first.setdefault(rest.rpartition("/")[0], name)
+    return list(first.values())
 
 
 def smoothed(values: Sequence[float]) -> list[float]:
@@ -72,6 +88,27 @@ def _draw_panel(axes: Any, runs: Sequence[RunCurves], names: Sequence[str]) -> N
             if style == "-":  # the raw values, pale
                 axes.plot(steps, values, color=color, alpha=0.2, linewidth=0.8)
             axes.plot(steps, smoothed(values), color=color, linewidth=1.8, linestyle=style)
+    _finish_panel(axes)
+
+
+def _draw_benchmarks(axes: Any, runs: Sequence[RunCurves], names: Sequence[str]) -> None:
+    from matplotlib.lines import Line2D
+
+    entries = []
+    for at, name in enumerate(names):
+        marker = MARKERS[at % len(MARKERS)]
+        for number, run in enumerate(runs):
+            lines, values = run.series(name)
+            steps = [run.lines[line]["step"] for line in lines]
+            axes.plot(steps, values, color=f"C{number % 10}", marker=marker, linewidth=1.2)
+        label = name.partition("/")[2].replace("/", " ")
+        entries.append(Line2D([], [], color="0.3", marker=marker, linestyle="", label=label))
+    axes.legend(handles=entries, frameon=False, fontsize=8)
+    axes.set_title("benchmarks (averaged weights)", fontsize=10)
+    _finish_panel(axes)
+
+
+def _finish_panel(axes: Any) -> None:
     axes.set_ylim(bottom=0)
     axes.set_xlabel("step")
     axes.locator_params(axis="x", nbins=5)

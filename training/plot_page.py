@@ -14,7 +14,7 @@ from training.run_curves import RunCurves, training_seconds
 
 TEMPLATE = Path(__file__).with_name("plot_page.html")
 SCRIPT = Path(__file__).with_name("plot_page.js")
-FIRST_SECTIONS = ("train", "val", "val_ema")
+FIRST_SECTIONS = ("train", "val", "val_ema", "eval")
 FINAL_SHARE = 0.05  # of a metric's lines are averaged into its final value
 MAX_POINTS = 5000  # of a curve; longer ones are averaged a few lines at a time
 LOWER_IS_BETTER = ("loss", "bits_per_byte")
@@ -103,6 +103,8 @@ def _thinned(at: Sequence[int], values: Sequence[float]) -> dict[str, list[Any]]
 def _is_lower_better(metric: str) -> bool | None:
     """None: neither is better, or it is no result."""
     last = metric.rpartition("/")[2]
+    if metric.startswith("eval/"):
+        return None if last == "invalid" or "_level_" in last else False
     if last in LOWER_IS_BETTER:
         return True
     return False if last in HIGHER_IS_BETTER else None

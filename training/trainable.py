@@ -13,7 +13,6 @@ from models.lora import LoraConfig, add_adapters, calls_by_stack, is_adapter
 from models.transformer import NetConfig
 from training.schedule import backprop_steps_at
 from training.schema import RunConfig
-from training.summary import trains_embedding
 
 
 def choose_trained(model: LanguageModel, config: RunConfig) -> dict[str, str]:
@@ -72,11 +71,7 @@ def _parts(names: Sequence[str]) -> list[str]:
 
 def _require_gradient_from_the_start(model: LanguageModel, config: RunConfig) -> None:
     """ValueError where the first steps would reach nothing that is trained."""
-    steps = backprop_steps_at(0, 1, config.arch)
-    reached = {each.stack for each in config.arch.applications(steps) if each.keeps_gradient}
-    prefixes = [f"model.{stack}." for stack in sorted(reached)] + ["lm_head."]
-    if trains_embedding(config.arch, steps):
-        prefixes.append("model.embed_tokens.")
+    prefixes = _reached(config.arch, backprop_steps_at(0, 1, config.arch))
     for name, param in model.named_parameters():
         if param.requires_grad and name.startswith(tuple(prefixes)):
             return
@@ -85,6 +80,17 @@ def _require_gradient_from_the_start(model: LanguageModel, config: RunConfig) ->
         f"(it reaches {', '.join(prefix.strip('.') for prefix in prefixes)}); freeze less, or let "
         "it reach further (hrm: arch.bp_warmup_ratio=0)"
     )
+
+
+def _reached(arch: NetConfig, backprop_steps: int | None) -> list[str]:
+    """Beginnings of the names of parameters that a gradient reaches from the answer."""
+    behind: dict[str, frozenset[str]] = {"x": frozenset({"model.embed_tokens."})}
+    answer: frozenset[str] = frozenset()
+    for each in arch.applications(backprop_steps):
+        read = (behind.get(name, frozenset()) for name in each.reads)
+        reached = frozenset({f"model.{each.stack}."}).union(*read)
+        answer = behind[each.writes] = reached if each.keeps_gradient else frozenset()
+    return [*sorted(answer), "lm_head."]
 
 
 def _told(lora: LoraConfig, arch: NetConfig) -> str:
