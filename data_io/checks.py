@@ -101,7 +101,7 @@ class FramingCheck:
     max_seq_len: int | None = None  # a row of that length may have been cut
     num_rows: int = 0
     num_cut: int = 0  # at max_seq_len, so that they end without eoa
-    num_windows: int = 0  # of documents, that end without eoa: only the last one has it
+    num_windows: int = 0  # of documents, that end without eoa: only the last window has it
     faults: dict[str, tuple[int, str]] = field(default_factory=dict)  # rule -> how many, the first
 
     def add(self, tokens: IntArray, rows: EpochIndex, place: str, first: int) -> None:
@@ -114,9 +114,9 @@ class FramingCheck:
         ends = tokens[resp_ends - 1] == form.eoa_id
         is_cut = np.zeros(len(rows), np.bool_)
         if self.max_seq_len is not None:
-            is_cut = ~ends & (rows.inst_len + rows.resp_len == self.max_seq_len)
+            is_cut = ~ends & ~is_window & (rows.inst_len + rows.resp_len == self.max_seq_len)
         self.num_cut += int(np.count_nonzero(is_cut))
-        self.num_windows += int(np.count_nonzero(~ends & ~is_cut & is_window))
+        self.num_windows += int(np.count_nonzero(~ends & is_window))
         self.num_rows += len(rows)
         for rule, holds in (
             (f"an instruction begins with {form.boq}", begins),
@@ -142,7 +142,8 @@ class FramingCheck:
                 f"{self.form.eoa}: they teach not to stop; keep_eoa_on_truncation=true keeps it",
             )
         if self.num_windows:
-            yield Finding("note", f"{self.num_windows:,} rows are windows in a document: no end")
+            told = f"{self.num_windows:,} rows are windows in a document, and end where it goes on"
+            yield Finding("note", told)
 
 
 def check_flags(scored: IntArray, place: Path) -> None:

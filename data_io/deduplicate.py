@@ -6,15 +6,14 @@ Hashes are sorted in parts on disk, 24 bytes per row: memory holds a flag per ro
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from data_io.row_selection import Mask, RowChunk
-from data_io.sampled_format import IntArray
 from data_io.tokenized_format import TokenizedSource
 
 NUM_PARTS = 64  # by the first bits of a hash; so many files are open at once
@@ -75,30 +74,20 @@ class DuplicateFinder:
         self.scratch.rmdir()
 
 
-def _digests(source: TokenizedSource, chunk: RowChunk) -> list[bytes]:
-    spans = [
-        (chunk.inst_start, chunk.inst_start + chunk.inst_len),
-        (chunk.resp_start, chunk.resp_start + chunk.whole_resp_len),
-    ]
-    (inst, inst_ends), (resp, resp_ends) = ((start.tolist(), end.tolist()) for start, end in spans)
-    return [
-        _digest(source, slice(inst[row], inst_ends[row]), slice(resp[row], resp_ends[row]))
-        for row in range(len(chunk))
-    ]
-
-
-def _digest(source: TokenizedSource, inst: slice, resp: slice) -> bytes:
+def _digests(source: TokenizedSource, chunk: RowChunk) -> Iterator[bytes]:
     """Of the ids, whatever integers they are stored as, and of what is not scored."""
-    sizes = np.array([inst.stop - inst.start, resp.stop - resp.start], "<u8")
-    digest = hashlib.blake2b(sizes.tobytes(), digest_size=HASH_BYTES)
-    digest.update(_ids(source.tokens[inst]))
-    digest.update(_ids(source.tokens[resp]))
-    if source.scored is not None:
-        is_scored: NDArray[np.bool_] = source.scored[resp] != 0
-        if not is_scored.all():
-            digest.update(is_scored.tobytes())
-    return digest.digest()
-
-
-def _ids(ids: IntArray) -> bytes:
-    return ids.astype("<u4").tobytes()
+    sizes = np.stack([chunk.inst_len, chunk.whole_resp_len], 1).astype("<u8")
+    ends = sizes.sum(1, dtype=np.int64).cumsum()
+    scored = None if source.scored is None else chunk.gathered(source.scored, whole=True) != 0
+    told = memoryview(sizes.tobytes())
+    ids = memoryview(chunk.gathered(source.tokens, whole=True).astype("<u4").tobytes())
+    start = 0
+    for row, end in enumerate(ends.tolist()):
+        digest = hashlib.blake2b(told[16 * row : 16 * row + 16], digest_size=HASH_BYTES)
+        digest.update(ids[4 * start : 4 * end])
+        if scored is not None:
+            is_scored = scored[end - int(chunk.whole_resp_len[row]) : end]
+            if not is_scored.all():
+                digest.update(is_scored.tobytes())
+        yield digest.digest()
+        start = end

@@ -65,7 +65,7 @@ def facts(shelves: Shelves, found: Overview) -> Iterator[tuple[str, str]]:
         yield "conditions", ", ".join(shares)
     if found.num_without_eoa is not None:
         share = found.num_without_eoa / found.num_looked_at
-        yield "without eoa (cut)", f"{found.num_without_eoa:,} {looked_at} ({share:.1%})"
+        yield "without eoa", f"{found.num_without_eoa:,} {looked_at} ({share:.1%})"
     if found.scored_share < 1:
         yield "scored", f"{found.scored_share:.2%} of the response tokens"
     yield "repeated rows", f"{found.num_repeated:,} {looked_at}"

@@ -96,7 +96,8 @@ class MixtureSource(BaseModel):
             files = _files_of(place, self.split)
             if files:
                 return chain.from_iterable(map(self._rows_of, files))
-        if data_dir is None and HUB_NAME.fullmatch(self.source):
+        is_file_name = self.source.endswith((*SUFFIXES, WORDS_SUFFIX))
+        if data_dir is None and HUB_NAME.fullmatch(self.source) and not is_file_name:
             return self._hub_rows()
         looked = ", ".join(map(str, self._places(data_dir)))
         raise MissingSourceError(

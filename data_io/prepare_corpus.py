@@ -153,7 +153,8 @@ class Preparation:
         options = self.options.model_dump(mode="json", exclude=LEFT_OUT_OF_RECIPE)
         recipe = {**options, "files": [[file.name, file.state.size] for file in self.files]}
         path = self.output / "recipe.json"
-        if path.is_file():
+        inside = list(self.output.iterdir()) if self.output.is_dir() else []
+        if path.is_file() and len(inside) > 1:
             made = json.loads(path.read_text())
             changed = [key for key, value in recipe.items() if made.get(key) != value]
             if changed:
@@ -162,7 +163,7 @@ class Preparation:
                     f"{path.name} there); delete it or choose another output"
                 )
             return
-        if self.output.exists() and (not self.output.is_dir() or any(self.output.iterdir())):
+        if self.output.exists() and (not self.output.is_dir() or inside not in ([], [path])):
             raise ValueError(f"{self.output} exists and is not empty; choose another folder")
         self.output.mkdir(parents=True, exist_ok=True)
         aside = path.with_name(".recipe.json.part")

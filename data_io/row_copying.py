@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +20,7 @@ from data_io.sampling_report import Amount, Coverage
 from data_io.tokenized_format import TokenizedSource
 
 ROW_PLACE = np.dtype([("start", np.int64), ("inst_len", np.int32), ("resp_len", np.int32)])
-Integer = TypeVar("Integer", bound=np.integer[Any])
-CHUNK = 2**18  # examples of an epoch that are written together
+CHUNK = 2**16  # examples of an epoch that are written together
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +74,12 @@ class RowCopier:
         """Writes the rows one after another; returns their places [n]."""
         ends = np.cumsum(chunk.inst_len + chunk.resp_len)
         gets_end, last = self.endings.of_cut(source, chunk)
-        stretches = _stretches(chunk)
-        ids, scored = _gathered(source.tokens, stretches), None
+        ids, scored = chunk.gathered(source.tokens), None
         ids[ends[gets_end] - 1] = source.tokens[last]
         if self.has_scored and source.scored is None:
             scored = np.ones(len(ids), np.uint8)
         elif self.has_scored and source.scored is not None:
-            scored = _gathered(source.scored, stretches)
+            scored = chunk.gathered(source.scored).astype(np.uint8, copy=False)
             scored[ends[gets_end] - 1] = source.scored[last]
         try:
             start = self.writer.add_tokens(ids, scored)
@@ -108,17 +105,3 @@ def coverage(source: TokenizedSource, rows: UsableRows, drawn: Drawn) -> Coverag
 
 def _amount(chunk: RowChunk) -> Amount:
     return Amount(len(chunk), int(chunk.inst_len.sum()), int(chunk.resp_len.sum()))
-
-
-def _stretches(chunk: RowChunk) -> tuple[Int64s, Int64s]:
-    """(starts, ends) of what the rows hold in tokens.npy; neighbours are joined."""
-    starts = np.stack([chunk.inst_start, chunk.resp_start], 1).ravel()
-    ends = starts + np.stack([chunk.inst_len, chunk.resp_len], 1).ravel()
-    begins: Mask = np.ones(len(starts), np.bool_)
-    np.not_equal(starts[1:], ends[:-1], out=begins[1:])
-    return starts[begins], ends[np.roll(begins, -1)]
-
-
-def _gathered(values: NDArray[Integer], stretches: tuple[Int64s, Int64s]) -> NDArray[Integer]:
-    pairs = zip(*(places.tolist() for places in stretches), strict=True)
-    return np.concatenate([values[start:end] for start, end in pairs])

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ from data_io.tokenized_format import TokenizedSource
 MAX_CHUNK_ROWS = 2**18
 CHUNK_TOKENS = 2**24  # rows of one chunk have no more, whatever their length
 
+Integer = TypeVar("Integer", bound=np.integer[Any])
 Int64s = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
@@ -119,6 +121,17 @@ class RowChunk:
             return self
         columns = (self.inst_start, self.inst_len, self.resp_start, self.resp_len)
         return RowChunk(self.first, *(column[wanted] for column in (*columns, self.whole_resp_len)))
+
+    def gathered(self, values: NDArray[Integer], *, whole: bool = False) -> NDArray[Integer]:
+        """What the rows have of tokens.npy or scored.npy, one after another: instruction, response
+        (`whole`: as it was before the cut), and the next row."""
+        resp_len = self.whole_resp_len if whole else self.resp_len
+        starts = np.stack([self.inst_start, self.resp_start], 1).ravel()
+        ends = starts + np.stack([self.inst_len, resp_len], 1).ravel()
+        begins: Mask = np.ones(len(starts), np.bool_)
+        np.not_equal(starts[1:], ends[:-1], out=begins[1:])  # neighbours are read together
+        pairs = zip(starts[begins].tolist(), ends[np.roll(begins, -1)].tolist(), strict=True)
+        return np.concatenate([values[:0], *(values[start:end] for start, end in pairs)])
 
 
 def usable_chunks(source: TokenizedSource, rows: UsableRows) -> Iterator[RowChunk]:

@@ -179,7 +179,7 @@ class SampledData:
         if not folder.is_dir():
             raise FileNotFoundError(
                 f"{folder} is no folder of sampled data; make one with "
-                "the published pipeline, or a script such as scripts/make_reasoning_data.py"
+                "python -m data_io.sample, or a script such as scripts/make_reasoning_data.py"
             )
         num_epochs = 0
         while (folder / f"epoch_{num_epochs}").is_dir():

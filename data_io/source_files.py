@@ -67,6 +67,7 @@ class SourceFile:
         ValueError names the file and the place of what is no row, or says that the file changed
         since it was found.
         """
+        self.require_unchanged()
         try:
             read = _parquet_rows if self.path.suffix == ".parquet" else _json_rows
             yield from read(self.path, position or (lambda _: None))

@@ -224,6 +224,8 @@ class ShardFolderWriter:
         for file in self._files:
             file.seek(0)
             file.write(header.tobytes())
+            file.flush()
+            os.fsync(file.fileno())  # what a rename publishes must be on disk before it
             file.close()
         self._files = []
 

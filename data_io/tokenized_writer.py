@@ -27,7 +27,7 @@ LEFTOVERS = (".partial", ".replaced", ".position")  # endings of hidden names
 
 @contextmanager
 def locked(root: Path) -> Iterator[None]:
-    """One run at a time writes to a folder; what a killed one left half-made goes first."""
+    """One run at a time writes to a folder; what is half-made there goes, before and after."""
     with (root / LOCK_FILE).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -35,10 +35,17 @@ def locked(root: Path) -> Iterator[None]:
             raise ValueError(
                 f"another run is writing to {root}; wait for it, or choose another output"
             ) from None
-        for path in root.glob(".*"):
-            if path.name.endswith(LEFTOVERS):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-        yield
+        _clear_leftovers(root)
+        try:
+            yield
+        finally:
+            _clear_leftovers(root)
+
+
+def _clear_leftovers(root: Path) -> None:
+    for path in root.glob(".*"):
+        if path.name.endswith(LEFTOVERS):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def remove_folder(folder: Path) -> None:

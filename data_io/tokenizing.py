@@ -126,7 +126,6 @@ def tokenize_source(job: TokenizeJob) -> Outcome:
 
 def _tokenize(job: TokenizeJob, tally: Tally) -> MadeBy:
     settings, source = job.settings, job.source
-    source.require_unchanged()
     encoder = ExampleEncoder(
         settings.prompt_format(), settings.turns, document_window=settings.document_window
     )

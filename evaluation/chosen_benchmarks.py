@@ -119,7 +119,7 @@ class ChosenBenchmarks:
         source = data_source(Path(config.data_dir) if config.data_dir else None)
         ready = [make_ready(each, source, at_hand) for each in chain(*streams)]
         for each in ready:
-            _require_room(each, engine)
+            _require_room(each)
         notes = [f"{each.label}: {note}" for each in ready for note in each.notes]
         return cls(config, engine, streams, ready, (*settings.notes, *notes))
 
@@ -133,10 +133,10 @@ class ChosenBenchmarks:
         return f"{counts} items, {', '.join((*whens, 'at the end'))}"
 
 
-def _require_room(ready: Ready, engine: TrainedEngine) -> None:
+def _require_room(ready: Ready) -> None:
     if len(ready.too_long) == len(ready.items):
         reason = next(note for note in ready.notes if note.startswith("none of the"))
         raise ValueError(
-            f"{ready.label}: {reason}. The model has a context of {engine.max_context:,} tokens: "
-            "leave the benchmark out, or train with a longer one"
+            f"{ready.label}: {reason.partition(':')[0]}; leave it out of benchmarks.run_only, ask "
+            "with fewer shots in a file (benchmarks.config=FILE), or train with a longer context"
         )

@@ -12,6 +12,7 @@ counts, and the whole tool from file to folder, in turns. Memory: the tool on a 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import resource
@@ -39,7 +40,8 @@ from data_io.tokenizing import texts_of  # noqa: E402
 from data_io.train_tokenizer import train_on  # noqa: E402
 
 BATCH_TEXTS = (256, 1024, 4096)  # of encode_batch; the best counts
-MADE_WORDS, MADE_SENTENCES, ROW_SENTENCES = 20_000, 4_000, (2, 16)
+MADE_WORDS, SENTENCE_WORDS = 20_000, (5, 30)
+MADE_SENTENCES, ROW_SENTENCES = 4_000, (2, 16)
 VOCAB_SIZE, TRAINED_TEXTS = 8192, 4000  # of the tokenizer that is trained where none is given
 LONG_WORDS = 12, 30  # letters: quicker to encode, and the same for memory
 MEBIBYTE = 2**20
@@ -77,15 +79,16 @@ def made_rows(word_lens: tuple[int, int] = (1, 12), seed: int = 0) -> Iterator[s
     """Endless rows as JSON; the words follow Zipf's law, as those of languages nearly do."""
     generator = np.random.Generator(np.random.Philox(seed=seed))
     letters = np.array(list("etaoinshrdlucmfwypvbgkqjxz"))
-    lens = generator.integers(*word_lens, MADE_WORDS)
-    words = ["".join(generator.choice(letters, n)) for n in lens]
+    ends = np.cumsum(generator.integers(*word_lens, MADE_WORDS)).tolist()
+    text = "".join(generator.choice(letters, ends[-1]))
+    words = [text[start:end] for start, end in itertools.pairwise([0, *ends])]
     chances = 1 / np.arange(3, MADE_WORDS + 3)
-    chances /= chances.sum()
+    ends = np.cumsum(generator.integers(*SENTENCE_WORDS, MADE_SENTENCES)).tolist()
+    drawn = generator.choice(MADE_WORDS, ends[-1], p=chances / chances.sum()).tolist()
     sentences = []
-    for _ in range(MADE_SENTENCES):
-        drawn = generator.choice(MADE_WORDS, generator.integers(5, 30), p=chances)
-        sentence = " ".join(words[k] for k in drawn).capitalize()
-        sentences.append(f"{sentence} {generator.integers(10_000)}{generator.choice(list('.?!'))}")
+    for start, end in itertools.pairwise([0, *ends]):
+        sentence = " ".join(words[k] for k in drawn[start:end]).capitalize()
+        sentences.append(f"{sentence} {generator.integers(10_000)}{'.?!'[end % 3]}")
     while True:
         counts = generator.integers(*ROW_SENTENCES, 1000)
         drawn = generator.integers(MADE_SENTENCES, size=int(counts.sum())).tolist()

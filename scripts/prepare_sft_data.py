@@ -30,6 +30,7 @@ from data_io.encoding import TOO_LONG, RowEncoder, Tally
 from data_io.example_writer import ExampleWriter
 from data_io.examples import Example, ExampleEncoder
 from data_io.held_out import HeldOut
+from data_io.hub import HubData
 from data_io.loaded_format import LoadedFormat
 from data_io.options import parse_options
 from data_io.published_options import as_key_values
@@ -41,6 +42,7 @@ from data_io.source_files import RawRow, SourceFile, find_sources
 from data_io.special_tokens import BOQ, EOA, EOQ
 from multipack_sampler import count_epoch
 
+HUB = "hub:"
 ROW_EXAMPLES = 16  # a row of the packing statistics holds so many of the longest legal examples
 
 
@@ -50,8 +52,12 @@ class SftOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     train: tuple[Path, ...] = Field(
-        min_length=1, description="JSONL (also .gz, .zst), JSON, Parquet; a folder is searched"
+        min_length=1,
+        description="JSONL (also .gz, .zst), JSON, Parquet; a folder is searched; hub:OWNER/NAME "
+        "is a data set of the Hugging Face hub",
     )
+    config: str | None = Field(default=None, description="of data sets of the hub")
+    split: str = Field(default="train", description="of data sets of the hub")
     tokenizer: Path | None = Field(
         default=None,
         description="tokenizer.json, a Hugging Face folder, or SentencePiece .model; null: "
@@ -130,7 +136,7 @@ class Preparation:
 
     def __init__(self, options: SftOptions) -> None:
         self.options = options
-        self.sources: list[SourceFile] = find_sources(options.train)
+        self.sources = sources_of(options)
         self.format = LoadedFormat.load(
             options.tokenizer,
             framing=(options.boq, options.eoq, options.eoa),
@@ -249,6 +255,14 @@ class Preparation:
         print(packing_line(lengths, options))
         print(f"Wrote {options.epochs} epoch shuffles to {options.output}")
         print(f"Done. Point cfg.data.path to: {options.output}")
+
+
+def sources_of(options: SftOptions) -> list[SourceFile | HubData]:
+    """Files first, then data sets of the hub."""
+    names = [str(path) for path in options.train if str(path).startswith(HUB)]
+    files = [path for path in options.train if str(path) not in names]
+    data = [HubData(name.removeprefix(HUB), options.config, options.split) for name in names]
+    return [*(find_sources(files) if files else ()), *data]
 
 
 def packing_line(lengths: NDArray[np.int64], options: SftOptions) -> str:

@@ -198,6 +198,8 @@ def test_two_ranks_share_the_prompts_and_train_as_if_nobody_asked(
     [
         (["benchmarks.interval=5"], ("benchmarks.run_only", "is required")),
         (["benchmarks.run_only=[]"], ("benchmarks.run_only=[]", "at least 1")),
+        (["benchmarks.run_only=GSM9k"], ("no benchmark", "did you mean GSM8k?")),
+        ([*ASKED, "benchmarks.run_only=[GSM8k,9]"], ("no benchmark is named '9'",)),
         ([*ASKED, "benchmarks.run_only=[GSM9k]"], ("no benchmark", "did you mean GSM8k?")),
         ([*ASKED, "benchmarks.intervall=5"], ("did you mean benchmarks.interval?",)),
         ([*ASKED, "benchmarks.run_only=[DROP]"], ("mirror/EleutherAI__drop", "evaluation.fetch")),

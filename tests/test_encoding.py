@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from functools import partial
 
 import pytest
+from tokenizers import normalizers
 
 from data_io import encoding
 from data_io.byte_tokenizer import byte_tokenizer
@@ -45,6 +46,14 @@ def test_every_row_is_used_or_counted(
     assert tally.longest == 13 and tally.dropped["longer than the context"] > 0
     assert tally.num_tokens == sum(len(each) for _, examples in found for each in examples)
     assert "dropped 10: empty response; the first: row 0" in tally.lines()[0]
+
+
+def test_an_answer_that_the_tokenizer_takes_away_is_empty() -> None:
+    encoder = row_encoder()
+    encoder.encoder.prompt_format.tokenizer.normalizer = normalizers.Strip()
+    row = RawRow("row 1", {"instruction": "q", "response": "  "})
+    assert list(encoder.encoded(encoder.records([row]))) == []
+    assert encoder.tally.dropped == {"empty response": 1}
 
 
 def test_an_unknown_condition_names_its_row() -> None:

@@ -101,7 +101,7 @@ def test_golden_simple_engine_hands_on_what_it_is_given(
         opened.append(options)
         return SimpleNamespace(model=None, prompt_format=words, max_context=PLENTY)
 
-    monkeypatch.setattr(engines, "open_model", open_stub)
+    monkeypatch.setattr(engines, "open_for_answers", open_stub)
     monkeypatch.setattr(
         engines, "InferenceEngine", lambda model, **given: BackwardEngine(model, **given, log=log)
     )

@@ -24,8 +24,6 @@ from models.lora import (
 from models.loss import next_token_sums
 from models.transformer import Block
 
-MERGED = {"atol": 1e-5, "rtol": 0.0}
-
 
 @pytest.fixture(autouse=True)
 def plain_products() -> None:
@@ -75,7 +73,7 @@ def test_shared_adapters_merge_into_the_weights(net: str) -> None:
         else:
             weight.copy_(state[name])
     row = row_of()
-    torch.testing.assert_close(hidden_of(model, row), hidden_of(plain, row), **MERGED)
+    torch.testing.assert_close(hidden_of(model, row), hidden_of(plain, row), atol=1e-5, rtol=0.0)
     torch.manual_seed(5)
     untouched = build(NETS[net])  # the adapters do change what is computed
     assert not torch.allclose(hidden_of(model, row), hidden_of(untouched, row), atol=1e-2)
@@ -96,7 +94,7 @@ def test_each_call_has_its_own_adapter(net: str) -> None:
             module.lora_B.data.copy_(other.lora_B.repeat(module.num_calls, 1))
     row = row_of()
     expected = hidden_of(shared, row)
-    torch.testing.assert_close(hidden_of(own, row), expected, **MERGED)
+    torch.testing.assert_close(hidden_of(own, row), expected, atol=1e-5, rtol=0.0)
     stack, count = max(calls.items(), key=lambda item: item[1])
     before = expected
     for call in range(count):
@@ -120,10 +118,10 @@ def test_decoding_agrees_with_a_whole_pass(per_cycle: bool) -> None:
         prefix = model.prefill(
             row.tokens[:6], row.positions[:6], prompt.layout, cache, torch.zeros(3).long()
         )
-        torch.testing.assert_close(prefix, expected[:6], **MERGED)
+        torch.testing.assert_close(prefix, expected[:6], atol=1e-5, rtol=0.0)
         for index in range(6, 10):
             found = model.decode(row.tokens[index : index + 1], cache)
-            torch.testing.assert_close(found[0], expected[index], **MERGED)
+            torch.testing.assert_close(found[0], expected[index], atol=1e-5, rtol=0.0)
 
 
 def gradients(model: LanguageModel, row: Row) -> dict[str, Tensor]:

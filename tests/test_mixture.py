@@ -119,6 +119,8 @@ def test_a_name_on_the_hub_is_asked_for_only_without_data_dir(
     assert asked == [("cais/mmlu", "all", "test")]
     with pytest.raises(MissingSourceError, match="there is no test part of cais/mmlu"):
         source.rows(tmp_path)
+    with pytest.raises(MissingSourceError, match=r"no train part of identity\.jsonl"):
+        MixtureSource(name="own", source="identity.jsonl").rows(None)
     assert len(asked) == 1
 
 

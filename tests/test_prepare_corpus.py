@@ -144,6 +144,14 @@ def test_what_a_stopped_run_left_is_kept(source: Path, tmp_path: Path) -> None:
     assert (output / "sampled" / name).read_bytes() == (tmp_path / "sampled" / name).read_bytes()
 
 
+def test_a_command_that_failed_early_can_be_corrected(source: Path, tmp_path: Path) -> None:
+    output = tmp_path / "corpus"
+    with pytest.raises(ValueError, match="leaves no room for merges"):
+        main([*command(source, output)[:2], "vocab_size=100"])
+    main(command(source, output, "formats=bin"))
+    assert json.loads((output / "recipe.json").read_text())["vocab_size"] == 305
+
+
 def test_of_a_single_file_some_documents_are_held_out(source: Path, tmp_path: Path) -> None:
     file = tmp_path / "all.jsonl"
     file.write_text("".join(json.dumps({"text": text(number)}) + "\n" for number in range(300)))

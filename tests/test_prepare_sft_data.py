@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import resource
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import numpy as np
 import pytest
 
 from data_io.byte_tokenizer import write_byte_tokenizer
+from data_io.hub import HubData
 from data_io.prompt_format import PromptFormat
 from data_io.sampled_format import SampledData
+from data_io.source_files import RawRow
 from scripts import prepare_sft_data
 
 Ids = list[int]
@@ -208,6 +211,20 @@ def test_bad_input_leaves_nothing_behind(
         prepare(f"train={source}", f"tokenizer={tokenizer}", f"output={tmp_path / 'out'}",
                 "epochs=1", *options)  # fmt: skip
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+def test_a_data_set_of_the_hub_comes_by_name(
+    tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rows(self: HubData) -> Iterator[RawRow]:
+        assert self == HubData("someone/talks", "main", "test")
+        yield RawRow("row 1", {"prompt": "q of the hub", "response": "a"})
+
+    monkeypatch.setattr(HubData, "rows", rows)
+    source = write_rows(tmp_path / "rows.jsonl", [{"prompt": "q", "response": "a"}])
+    prepare(f"train=hub:someone/talks,{source}", "config=main", "split=test",
+            f"tokenizer={tokenizer}", f"output={tmp_path / 'out'}", "epochs=1")  # fmt: skip
+    assert texts_of(tmp_path / "out") == [("q", "a"), ("q of the hub", "a")]
 
 
 def test_malformed_json_names_file_and_line(tokenizer: Path, tmp_path: Path) -> None:

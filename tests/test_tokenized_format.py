@@ -53,6 +53,7 @@ def test_an_empty_source_is_legal(folder: Path) -> None:
         ("inst_len", [1, 2], "one value per row"),
         ("inst_len", [2, 3, 4, 2, 0], "row 4 has inst_start=.* inst_len=0"),
         ("inst_len", [2, 3, 4, 2, 2**40], "row 4 .* within the"),
+        ("inst_len", [2**40, 3, 4, 2, 3], "row 0 has inst_start=0 and inst_len=1099511627776"),
         ("resp_start", [2, 7, 13, 10, 2**63], "row 4 has resp_start=9223372036854775808"),
         ("tokens", [[1, 2]], "one row of integers"),
         ("scored", [1, 0], "it must be 26 of uint8"),

@@ -105,6 +105,7 @@ def _draw_benchmarks(axes: Any, runs: Sequence[RunCurves], names: Sequence[str])
         entries.append(Line2D([], [], color="0.3", marker=marker, linestyle="", label=label))
     axes.legend(handles=entries, frameon=False, fontsize=8)
     axes.set_title("benchmarks (averaged weights)", fontsize=10)
+    axes.set_xlim(left=0)
     _finish_panel(axes)
 
 

@@ -12,6 +12,7 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    field_validator,
     model_validator,
 )
 
@@ -60,6 +61,11 @@ class BenchmarksConfig(BaseModel):
     limit: PositiveInt | None = None  # items of each; None: all of them
     batch_size: PositiveInt = 64  # answers made at a time on each rank, at most
     config: Name = "hrm_benchmarking"  # how they are asked, as for evaluation.main
+
+    @field_validator("run_only", mode="before")
+    @classmethod
+    def _one_or_several(cls, names: object) -> object:
+        return [names] if isinstance(names, str) else names
 
 
 class RunConfig(BaseModel):
