@@ -3,8 +3,8 @@
     python scripts/make_chat_data.py output=data/chat/chat.jsonl [rows=4000] [seed=0]
 
 Each line is an object `conversations`: a system prompt, then one to three questions and answers,
-with a weight for each turn (1: learned, 0: not). Four tasks: `cap neon` -> `NEON`, `twice neon` ->
-`neonneon`, `ends neon` -> `nn`, and `rev neon` -> `noen`, which the quick start teaches too.
+with a weight for each turn (1: learned, 0: not). Four tasks: `cap nebo` -> `NEBO`, `twice nebo` ->
+`nebonebo`, `ends nebo` -> `no`, and `rev nebo` -> `oben`, which the quick start teaches too.
 """
 
 from __future__ import annotations

@@ -73,6 +73,13 @@ def test_the_numbers_are_those_of_the_rows(tokenized: Path) -> None:
     assert found.sources[0][0] == "flan__a.jsonl"  # the largest first
 
 
+def test_the_same_question_may_have_two_answers(tmp_path: Path) -> None:
+    sources = Sources(tmp_path / "tokenized")
+    sources.add_texts("a", [("direct", "q", "one"), ("direct", "q", "two"), ("cot", "q", "one")])
+    found = overview(Shelves.of_tokenized(sources.root))
+    assert (found.num_repeated, found.num_prompts_repeated) == (0, 1)
+
+
 def test_cut_rows_are_counted(sampled: Path) -> None:
     found = overview(Shelves.of_sampled(sampled, 1))
     whole = [(3 if row % 3 < 2 else 4) + len(f"q{row}") + row + 2 for row in range(26)]

@@ -207,7 +207,8 @@ def reshard(model: nn.Module) -> None:
 def unsharded(model: nn.Module) -> Iterator[None]:
     """Whole compute copies on every rank, for passes other than `forward` (prefill, decode).
 
-    All ranks enter it together, after a first `forward`, and make the same passes inside.
+    All ranks enter it together, after a first `forward`; inside, nothing is gathered, so each may
+    make passes of its own.
     """
     for module in _sharded_modules(model):
         module.unshard()
