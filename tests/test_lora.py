@@ -79,10 +79,12 @@ def test_shared_adapters_merge_into_the_weights(net: str) -> None:
     assert not torch.allclose(hidden_of(model, row), hidden_of(untouched, row), atol=1e-2)
 
 
-@pytest.mark.parametrize("net", ["hrm", "trm", "rins", "ut"])
-def test_each_call_has_its_own_adapter(net: str) -> None:
+@pytest.mark.parametrize("target", ALL_TARGETS)
+@pytest.mark.parametrize("net", ["hrm", "trm", "hrm post-norm", "ut"])
+def test_each_call_has_its_own_adapter(net: str, target: str) -> None:
     """Equal adapters in all calls are a shared one; another one in a single call is not."""
-    shared, own = adapted(net), adapted(net, per_cycle=True)
+    shared = adapted(net, targets=[target])
+    own = adapted(net, targets=[target], per_cycle=True)
     calls = calls_by_stack(NETS[net])
     assert max(calls.values()) > 1
     for name, module in own.named_modules():
