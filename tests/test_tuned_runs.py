@@ -94,7 +94,14 @@ def test_frozen_weights_stay_and_have_no_state(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("run", "what"),
-    [("shared", LORA), ("frozen", ("freeze=[embed_tokens,H_module.layers.0.attn]",))],
+    [
+        ("shared", LORA),
+        pytest.param(
+            "frozen",
+            ("freeze=[embed_tokens,H_module.layers.0.attn]",),
+            marks=pytest.mark.slow,
+        ),
+    ],
 )
 def test_a_part_that_was_stopped_goes_on_bit_for_bit(
     run: str, what: tuple[str, ...], folder: Path
@@ -159,6 +166,7 @@ def test_a_run_may_start_from_merged_adapters(folder: Path) -> None:
     assert_refused(folder, *line("bad", start=start), told=told)
 
 
+@pytest.mark.slow
 def test_a_run_may_start_from_raw_weights_with_adapters(folder: Path) -> None:
     stdout = tune(folder, "raw", *LORA, "max_steps=1", start=(f"resume_from={BASE}",))
     assert "(weights, a fresh optimizer, EMA)" in stdout
