@@ -96,8 +96,8 @@ class RecurrentLMModel(RecurrentLMPreTrainedModel):
         for application in self.config.applications:
             keeps_gradient = with_gradient and application.get("keeps_gradient", True)
             with torch.set_grad_enabled(keeps_gradient):
-                first, *others = (states[name] for name in application["reads"])
-                total = sum(others, first).to(answer.dtype)
+                first, *rest = (states[name] for name in application["reads"])
+                total = sum(rest, first).to(answer.dtype)
                 name = application["stack"]
                 answer = self.get_submodule(name)(total, view, slot, calls[name])
             slot += self.settings[name].num_layers
