@@ -5,17 +5,18 @@
     python pretrain.py --config-name cfg_sft data.path=... resume_from=...
 
 The same command continues a stopped run. The only file that knows Hydra.
+Longer than 300 lines: a run from its command to its end, in the order in which it happens.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,19 +42,23 @@ from training.console import give_up, refuse, say
 from training.diagnostics import watched
 from training.distributed import World, set_deterministic, set_threads, start_world, stop_world
 from training.environment import check_floors, keep_tokenizer, record_environment, recorded_choices
+from training.guards import Guard, sums_of_logger
 from training.inherited_arch import chosen_arch, inherit_arch
 from training.interrupts import SaveSchedule, StopRequests
 from training.prefetch import load_global_batches
 from training.rehearsal import Rehearsal, digest
 from training.run_names import names_in_sweep, resolve_run
-from training.run_records import fingerprint_of, require_same_data, require_same_vocabulary
+from training.run_records import require_same_vocabulary
+from training.same_data import agree_on_data, data_record
 from training.schedule import scheduled
 from training.schema import RunConfig
 from training.starting import Start, agree_on_start, load_start
-from training.step import NonFiniteLossError, train_step
+from training.step import train_step
+from training.step_check import BadStepError
 from training.summary import RunFacts, summary_lines
 from training.telemetry import MetricsLogger
 from training.trackers import open_tracker
+from training.watchdog import Watchdog
 
 CONFIG_DIR = Path(__file__).parent / "config"
 SHOWS_TRACEBACKS = bool(os.environ.get("HYDRA_FULL_ERROR"))  # instead of one message
@@ -73,6 +78,7 @@ class Run:
     directory: RunDirectory
     logger: MetricsLogger
     watch: Watch
+    guard: Guard
 
 
 def train(run: Run, progress: Progress) -> tuple[str, int]:
@@ -81,15 +87,18 @@ def train(run: Run, progress: Progress) -> tuple[str, int]:
     schedule = SaveSchedule(run.world, config.checkpoint_steps, config.checkpoint_minutes)
     compile_clock = CompileClock()
     limits = (config.max_steps, config.max_minutes, run.watch.spent)
-    with StopRequests(run.world, *limits) as requests:
-        if config.checkpoint_start and progress.step == 0:
+    watchdog = Watchdog(run.world, config.hang_minutes, progress.step)
+    with StopRequests(run.world, *limits) as requests, watchdog:
+        if progress.step == 0 and (config.checkpoint_start or run.guard.needs_start):
             save(run, "fsdp2_step_0", progress)
         if requests.is_complete(progress.step):
             return requests.outcome(progress.step), 0
         run.watch.look_if_due(progress, requests)  # it was stopped while looking
         for epoch in range(progress.epoch, config.epochs):
             for micro_batches in global_batches(run, progress):
-                progress = step(run, micro_batches, progress)
+                watchdog.step = (progress := step(run, micro_batches, progress)).step
+                if run.guard.is_rewinding:
+                    return "", 0
                 say(run.world, *compile_clock.news())
                 run.watch.look_if_due(progress, requests)
                 must_stop = requests.reason(progress.step)
@@ -117,26 +126,26 @@ def step(run: Run, micro_batches: list[PackedBatch], progress: Progress) -> Prog
     config, world, batch = run.config, run.world, micro_batches[-1]
     num_tokens = progress.tokens + batch.global_num_tokens
     progress = Progress(progress.epoch, batch.next_cursor, progress.step + 1, num_tokens)
+    if run.guard.passes_over(progress.step):
+        return progress
     lr, backprop_steps = scheduled(progress.step, run.facts.total_steps, config)
     run.optimizer.set_lr(lr)
     # Gradients are summed over ranks. The packing is the same everywhere, so the divisor is known.
     divisor = max(1, batch.global_num_scored) / world.size
     is_watched = config.log_recurrence and run.logger.is_due(progress.step)
-    try:
+    with run.guard.watching(progress):
         with watched(run.model, run.optimizer, micro_batches, world, is_watched) as figures:
             sums = train_step(
-                run.model, run.optimizer, micro_batches, divisor, backprop_steps, world
+                run.model, run.optimizer, micro_batches, divisor, backprop_steps, run.guard.check
             )
-    except NonFiniteLossError as error:
-        raise NonFiniteLossError(f"step {progress.step}: {error}") from None
-    run.logger.add(sums, progress, {"train/lr": lr, "bp_steps": backprop_steps, **figures})
+        run.logger.add(sums, progress, {"train/lr": lr, "bp_steps": backprop_steps, **figures})
     return progress
 
 
 def save(run: Run, name: str, progress: Progress) -> None:
     """Publishes a checkpoint of everything that training needs."""
     state = training_state(run.model, run.optimizer)
-    run.directory.save(name, state, progress, run.logger.state())
+    run.directory.save(name, state, progress, run.logger.state() | run.guard.state())
 
 
 def rehearse(run: Run, start: Progress) -> list[str]:
@@ -195,7 +204,8 @@ def prepare(
     if start.source:
         say(world, *require_same_vocabulary(Path(str(config.resume_from)), data))
     chosen = recorded_choices(directory.path)
-    require_same_data(chosen.get("data"), data, config)
+    agreed = {"recorded": chosen, "checkpoint": start.checkpoint, "world": world}
+    say(world, *agree_on_data(directory.path, data, config, **agreed))
     watched = WatchPlan.open(config, data, packing)
     say(world, *watched.notes)
     if config.dry_run:
@@ -213,24 +223,27 @@ def build(prepared: Prepared) -> Run:
     built = build_model(config, facts.vocab_size, world, prepared.chosen)
     model, optimizer = built.model, build_optimizer(config, built.model)
     loaded = load_start(start, config, model, optimizer)
-    directory.create(config.model_dump(), data.metadata.train_metadata())
+    say(world, *directory.create(config.model_dump(), data.metadata.train_metadata()))
     tracker, tracker_note = open_tracker(config, directory.path, world, step=progress.step)
     lines = {**built.lines, **loaded, "threads": f"{threads} ({threads_reason})"}
     lines |= prepared.watched.lines
     say(world, *summary_lines(config, facts, {**lines, "tracker": tracker_note}))
     if world.is_main:
         keep_tokenizer(directory.path, data)
-        found = {"data": fingerprint_of(data, config.epochs), "processes": world.size}
+        found = {**data_record(data, config.epochs), "processes": world.size}
+        directory.data = found["data"]
         record_environment(directory.path, {**built.chosen, **found, "threads": threads})
     intervals = {"log_interval": config.log_interval, "total_steps": facts.counted_steps}
     logger = MetricsLogger(directory.path, world, **intervals, start=progress, tracker=tracker)
     if start.checkpoint:
-        logger.restore(start.checkpoint.log_state)
+        logger.restore(sums_of_logger(start.checkpoint.log_state))
     watch = prepared.watched.begin(
         directory.path, logger, model=model, optimizer=optimizer, start=progress, facts=facts
     )
+    guard, packing = Guard(config, directory, start.checkpoint), prepared.packing
     return Run(
-        config, world, data, prepared.packing, facts, model, optimizer, directory, logger, watch
+        *(config, world, data, packing, facts),
+        *(model, optimizer, directory, logger, watch, guard),
     )
 
 
@@ -252,20 +265,28 @@ def main(raw: DictConfig) -> None:
         plain, inherited = inherit_arch(plain, chosen)
         config, notes = parse_config(plain)
         set_deterministic(config.deterministic)
-        world = start_world(config.device)
+        world = start_world(config.device, config.hang_minutes)
         prepared = prepare(config, [*notes, *inherited], world, in_sweep=in_sweep)
         if prepared is None:
             return None
-        with prepared.directory.discarded() if config.dry_run else nullcontext():
+        with prepared.directory.discarded() if config.dry_run else prepared.directory.lock:
             run = build(prepared)
             if config.dry_run:
                 return say(world, *rehearse(run, prepared.start.progress), "nothing is kept")
-        outcome, exit_code = train(run, prepared.start.progress)
-        run.logger.close()
+            outcome, exit_code = train(run, prepared.start.progress)
+            while run.guard.is_rewinding:
+                run.logger.close()
+                chosen = recorded_choices(run.directory.path)
+                prepared = replace(prepared, start=run.guard.rewound(), chosen=chosen)
+                run = None
+                gc.collect()  # two models may not fit
+                run = build(prepared)
+                outcome, exit_code = train(run, prepared.start.progress)
+            run.logger.close()
         say(world, f"{outcome}: {run.directory.path}")
         if exit_code:
             sys.exit(exit_code)
-    except NonFiniteLossError as error:
+    except BadStepError as error:
         assert run is not None
         run.logger.close()
         give_up(run.directory, str(error))

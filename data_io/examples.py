@@ -184,13 +184,7 @@ def exchanges_of(turns: Sequence[Turn]) -> list[Exchange]:
     exchanges: list[Exchange] = []
     before = ""
     for turn, following in zip(turns[: last + 1], (*turns[1 : last + 1], None), strict=True):
-        legal = {
-            "": "user",
-            "user": "assistant",
-            "assistant": "user tool",
-            "tool": "assistant tool",
-        }
-        if turn.role not in legal[before].split():
+        if turn.role not in FOLLOWERS[before]:
             shown = ", ".join(turn.role for turn in turns[:8])
             raise BadRowError("turns out of order", f"{shown}{', ...' * (len(turns) > 8)}")
         before = turn.role

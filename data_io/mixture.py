@@ -34,7 +34,7 @@ from data_io.hub import SAVED_FILES, HubData
 from data_io.mixture_readers import MIXTURE_READERS
 from data_io.readers import AUTO, READERS, to_record
 from data_io.records import DEFAULT_CONDITION, Record
-from data_io.source_files import SUFFIXES, RawRow, find_sources
+from data_io.source_files import BEYOND_JSON, SUFFIXES, RawRow, find_sources
 
 MESSAGE_LISTS = "message_lists"  # files of which every row is a list of messages
 MAKERS = ("spelling", "spelling_bee")
@@ -96,22 +96,28 @@ class MixtureSource(BaseModel):
             files = _files_of(place, self.split)
             if files:
                 return chain.from_iterable(map(self._rows_of, files))
-        is_file_name = self.source.endswith((*SUFFIXES, WORDS_SUFFIX))
-        if data_dir is None and HUB_NAME.fullmatch(self.source) and not is_file_name:
+        if data_dir is None and HUB_NAME.fullmatch(self.source) and not self._is_file_name:
             return self._hub_rows()
         looked = ", ".join(map(str, self._places(data_dir)))
+        way_out = "" if self.optional else ", or mark the source as optional"
         raise MissingSourceError(
             f"{self.name}: there is no {self.split} part of {self.source} (looked for {looked}); "
-            "bring it there, or mark the source as optional"
+            f"bring it there{way_out}"
         )
 
     def _places(self, data_dir: Path | None) -> list[Path]:
-        """Where the source may lie here; the first is that of a mirror of the evaluation."""
+        """Where the source may lie here, each place once; that of an evaluation mirror first."""
         places = [Path(self.source)]
         if data_dir is not None:
             places = [data_dir / self.source.replace("/", "__"), data_dir / self.source, *places]
+        if self._is_file_name:
+            return list(dict.fromkeys(places))
         inner = self.config or "default"
-        return [each for place in places for each in (place / inner, place)]
+        return list(dict.fromkeys(each for place in places for each in (place / inner, place)))
+
+    @property
+    def _is_file_name(self) -> bool:
+        return self.source.endswith((*SUFFIXES, WORDS_SUFFIX))
 
     def _hub_rows(self) -> Iterator[RawRow]:
         rows = HubData(self.source, self.config, self.split).rows()
@@ -230,3 +236,5 @@ def _decoded(where: str, text: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"{where} is no JSON ({error}); correct it") from None
+    except (RecursionError, ValueError):
+        raise ValueError(f"{where} {BEYOND_JSON}; correct it") from None

@@ -241,12 +241,24 @@ class SampledData:
 
     def fingerprint(self, num_epochs: int) -> str:
         """Tells data apart for checkpoints: sizes, and up to 2 MiB of each file the run reads."""
-        paths = [f"epoch_{k}/{name}.npy" for k in range(num_epochs) for name in INDEX_NAMES]
-        paths += ["tokens.npy"] + ["scored.npy"] * self.metadata.scored
         digest = hashlib.sha256(f"{self.metadata.id_limit} {self.metadata.max_seq_len}".encode())
-        for path in paths:
+        for path in self._files_read(num_epochs):
             _hash_file(digest, self.folder / path, path)
         return digest.hexdigest()[:32]
+
+    def file_fingerprints(self, num_epochs: int) -> dict[str, str]:
+        """The same of each file by itself, and of what metadata.json says of ids and lengths."""
+        sizes = f"{self.metadata.id_limit} {self.metadata.max_seq_len}"
+        found = {"metadata.json": sizes}
+        for path in self._files_read(num_epochs):
+            digest = hashlib.sha256()
+            _hash_file(digest, self.folder / path, path)
+            found[path] = digest.hexdigest()[:16]
+        return found
+
+    def _files_read(self, num_epochs: int) -> list[str]:
+        paths = [f"epoch_{k}/{name}.npy" for k in range(num_epochs) for name in INDEX_NAMES]
+        return paths + ["tokens.npy"] + ["scored.npy"] * self.metadata.scored
 
 
 def _existing(path: Path) -> Path:

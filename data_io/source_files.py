@@ -25,6 +25,8 @@ BATCH_ROWS = 4096
 CODECS = {".gz": "gzip", ".zst": "zstd"}
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json", ".parquet")
 READABLE = ", ".join(SUFFIXES)
+REPORTED_ROWS = 256  # the position is told after so many
+BEYOND_JSON = "is JSON nested too deeply, or has a number of thousands of digits"
 WHITE_SPACE = re.compile(r"[ \t\r\n]*")
 
 
@@ -148,7 +150,7 @@ def _line_rows(path: Path, file: BinaryIO, report: Callable[[], None]) -> Iterat
         if not line.strip():
             continue
         yield RawRow(where, _object(where, line))
-        if number % 256 == 0:
+        if number % REPORTED_ROWS == 0:
             report()
     report()
 
@@ -160,8 +162,8 @@ def _object(where: str, line: bytes) -> dict[str, Any]:
         raise _refusal(where, f"is not UTF-8 ({error})") from None
     except json.JSONDecodeError as error:
         raise _refusal(where, f"is no JSON: {error.msg} at character {error.pos + 1}") from None
-    except RecursionError:
-        raise _refusal(where, "is JSON nested too deeply") from None
+    except (RecursionError, ValueError):
+        raise _refusal(where, BEYOND_JSON) from None
     if not isinstance(fields, dict):
         raise _refusal(where, f"holds {str(fields)[:40]!r}, but a row is an object {{...}}")
     return fields
@@ -171,16 +173,15 @@ def _array_rows(path: Path, file: BinaryIO, report: Callable[[], None]) -> Itera
     """The objects of one JSON array, decoded one at a time out of a buffer."""
     text = _ArrayText(path, io.TextIOWrapper(file, encoding="utf-8-sig", newline=""))
     text.expect("[")
-    if text.next_character() == "]":
-        text.expect("]")
-    else:
-        while True:
-            text.next_character()  # so that the line is that of the object
-            where = f"{path}, row {text.number + 1} (line {text.line})"
-            yield RawRow(where, text.read_object(where))
+    is_over = text.next_character() == "]" and bool(text.expect("]"))
+    while not is_over:
+        text.next_character()  # so that the line is that of the object
+        where = f"{path}, row {text.number + 1} (line {text.line})"
+        yield RawRow(where, text.read_object(where))
+        if text.number % REPORTED_ROWS == 0:
             report()
-            if text.expect(",]") == "]":
-                break
+        is_over = text.expect(",]") == "]"
+    report()
     if text.next_character():
         raise _refusal(path, f"goes on after the end of its array, in line {text.line}")
 
@@ -221,8 +222,6 @@ class _ArrayText:
             try:
                 fields, end = self.decoder.raw_decode(self.text, self.at)
                 break
-            except RecursionError:
-                raise _refusal(where, "is JSON nested too deeply") from None
             except json.JSONDecodeError as error:
                 if len(self.text) - self.at > MAX_LINE_BYTES:
                     raise _refusal(
@@ -232,6 +231,8 @@ class _ArrayText:
                 if not self._read(wanted):
                     raise _refusal(where, f"is no JSON: {error.msg} in line {line}") from None
                 wanted *= 2  # so that a long object is tried a few times only
+            except (RecursionError, ValueError):
+                raise _refusal(where, BEYOND_JSON) from None
         if end - self.at > MAX_LINE_BYTES:
             raise _too_long(where)
         self._pass(end - self.at)

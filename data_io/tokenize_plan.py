@@ -11,11 +11,14 @@ from typing import Self
 
 from tqdm import tqdm
 
+from data_io.sampled_format import INDEX_NAMES
 from data_io.source_files import SourceFile
-from data_io.tokenized_format import MadeBy, tokenized_folders
+from data_io.tokenized_format import MADE_FILE, METADATA_FILE, MadeBy, tokenized_folders
 from data_io.tokenizing import EncodingSettings, Outcome, TokenizeJob
 
 REFRESH_SECONDS = 0.5
+ARRAY_FILES = frozenset(f"{name}.npy" for name in (*INDEX_NAMES, "tokens", "scored"))
+SOURCE_FILES = ARRAY_FILES | {METADATA_FILE, MADE_FILE}  # all that a source's folder may hold
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,8 @@ class TokenizePlan:
         jobs.sort(key=lambda job: -job.source.state.size)  # a large one last would run alone
         expected = {source.folder_name for source in sources}
         orphans = [folder for folder in tokenized_folders(output) if folder.name not in expected]
+        for folder in (*orphans, *(job.folder for job in jobs)):
+            _require_ours(folder)
         return cls(jobs, remade, unchanged, orphans)
 
 
@@ -55,6 +60,18 @@ def _why_again(folder: Path, source: SourceFile, fingerprint: str) -> str | None
     if (made.source_size, made.source_mtime_ns) != (source.state.size, source.state.mtime_ns):
         return "source has changed"
     return None if made.fingerprint == fingerprint else "tokenizer or options have changed"
+
+
+def _require_ours(folder: Path) -> None:
+    """Nothing is removed or replaced that is no tokenized source, such as other data, or a file."""
+    if not folder.exists():
+        return
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if not names & ARRAY_FILES or names - SOURCE_FILES:
+        raise ValueError(
+            f"{folder} is no tokenized source, and this run would remove or replace it; choose "
+            "an output of its own"
+        )
 
 
 class TokenizeProgress:

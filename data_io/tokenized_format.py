@@ -132,6 +132,11 @@ def tokenized_folders(root: Path) -> list[Path]:
 
 def read_tokenizer_info(root: Path) -> TokenizerInfo:
     """What tokenizer_info.json says; `vocab_size` is in it."""
+    if not (root / INFO_FILE).is_file():
+        raise FileNotFoundError(
+            f"{root / INFO_FILE} is missing: not every source is tokenized yet; run the same "
+            "python -m data_io.tokenize again, which goes on with those that are not"
+        )
     info = _record(TokenizerInfo, root / INFO_FILE)
     if info.vocab_size is None:
         raise ValueError(

@@ -100,6 +100,8 @@ def fetch(source: DataSource, data_dir: Path, splits: dict[Split, str], suffix: 
     it, as a network that is not there takes half a minute per split.
     """
     mirror = LocalMirror(data_dir)
+    if not splits:
+        print("nothing to fetch: what is named needs no data")
     lacking: list[str] = []
     for split, benchmark in sorted(splits.items(), key=lambda pair: str(pair[0])):
         if mirror.files(split):

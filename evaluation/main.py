@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from evaluation.engines import Engine, SimpleEngine
 from evaluation.judging import Sheet
 from evaluation.loading import OFFLINE, Loader
 from evaluation.mirror import data_source
-from evaluation.records import RESULTS_FILE, ResultsFolder, open_results
+from evaluation.records import RESULTS_FILE, ResultsFolder, only_writer, open_results
 from evaluation.running import Runner, in_streams
 from evaluation.settings import require_conditions
 from evaluation.summary import lines_of, record_of, table, versions
@@ -79,14 +80,15 @@ def evaluate(command: Command, world: World) -> None:
     opened.set_result(engine)
     loader.wait_for_first()  # where there is no data, no folder is begun
     keeper = Keeper(command, engine, started_at)
-    if world.is_main:
-        keeper.open()
-    world.barrier()
-    finished = fingerprints_on_record(command.folder)
-    seed = command.options.seed
-    Runner(engine, loader, command.folder, keeper.finish, world, finished, seed).run(streams)
-    if world.is_main:
-        keeper.close()
+    with only_writer(command.folder) if world.is_main else nullcontext():
+        if world.is_main:
+            keeper.open()
+        world.barrier()
+        finished = fingerprints_on_record(command.folder)
+        seed = command.options.seed
+        Runner(engine, loader, command.folder, keeper.finish, world, finished, seed).run(streams)
+        if world.is_main:
+            keeper.close()
 
 
 def open_engine(command: Command, world: World) -> Engine:

@@ -43,7 +43,7 @@ class LocalMirror:
                 f"{benchmark} needs {expected} (or .parquet), which is not there; where there is a "
                 f"network, {fetch_command(benchmark, self.data_dir)} writes it"
             )
-        return (row for file in files for row in read_rows(file))
+        return _some_rows(files, split)
 
     def files(self, split: Split) -> list[Path]:
         """The files of a split; none where the mirror lacks it."""
@@ -51,7 +51,7 @@ class LocalMirror:
         for suffix in (".jsonl", ".parquet"):
             if (folder / f"{split.split}{suffix}").is_file():
                 return [folder / f"{split.split}{suffix}"]
-        return sorted(folder.glob(f"{split.split}-[0-9]*-of-[0-9]*.parquet"))
+        return _all_parts(sorted(folder.glob(f"{split.split}-[0-9]*-of-[0-9]*.parquet")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +74,28 @@ class Hub:
         return cast(Iterator[Row], iter(table))
 
 
+def _all_parts(files: list[Path]) -> list[Path]:
+    """ValueError where parts of a split are missing: a part of a benchmark is another benchmark."""
+    counts = {int(file.stem.rpartition("-of-")[2]) for file in files}
+    if files and counts != {len(files)}:
+        raise ValueError(
+            f"{files[0].parent} has {len(files)} of the parts that its names tell of "
+            f"({files[0].name}, ...); copy the others too"
+        )
+    return files
+
+
+def _some_rows(files: list[Path], split: Split) -> Iterator[Row]:
+    """ValueError where there are none."""
+    has_rows = False
+    for file in files:
+        for row in read_rows(file):
+            has_rows = True
+            yield row
+    if not has_rows:
+        raise ValueError(f"{split}: {files[0]} has no rows; remove it, and fetch it again")
+
+
 def fetch_command(benchmark: str, data_dir: Path | None) -> str:
     return f"`python -m evaluation.fetch data_dir={data_dir or 'DIR'} run_only=[{benchmark}]`"
 
@@ -83,16 +105,17 @@ def read_rows(file: Path) -> Iterator[Row]:
     if file.suffix == ".parquet":
         yield from _parquet_rows(file)
         return
-    with file.open(encoding="utf-8") as lines:
+    with file.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
-            except ValueError as error:
+                text = line.decode("utf-8")
+                row = json.loads(text)
+            except ValueError as error:  # of UTF-8 too
                 raise ValueError(f"{file}:{number} is no JSON: {error}") from None
             if not isinstance(row, dict):
-                raise ValueError(f"{file}:{number} is no JSON object: {line[:80]!r}")
+                raise ValueError(f"{file}:{number} is no JSON object: {text[:80]!r}")
             yield row
 
 

@@ -46,11 +46,14 @@ PUBLISHED_CONFIG = "hrm_benchmarking"
 OF_THE_MACHINE = ("batch_size",)  # generation settings that change no answer
 
 
-def departures(record: Mapping[str, Any], num_items: int) -> list[str]:
+def departures(
+    record: Mapping[str, Any], num_items: int, max_context: int | None = None
+) -> list[str]:
     """How a recorded benchmark was asked otherwise than the published one, in words.
 
-    Empty for benchmarks that have no published figure. Settings that its engine does not have
-    (conditions of other people's models) are passed by.
+    `max_context` is the model's; it counts where a prompt or an answer did not fit. Empty for
+    benchmarks that have no published figure. Settings that its engine does not have (conditions of
+    other people's models) are passed by.
     """
     plan = _published_plans().get(record["benchmark"])
     if plan is None:
@@ -61,6 +64,9 @@ def departures(record: Mapping[str, Any], num_items: int) -> list[str]:
         told.append(f"{num_items:,} items instead of {expected:,}")
     published = plan.generation | plan.benchmark.model_dump(mode="json")
     given = {**(record.get("generation") or {}), **(record.get("settings") or {})}
+    asked = given.get("max_context")
+    if asked and max_context and (record.get("over_long") or record.get("cut_off")):
+        given["max_context"] = min(asked, max_context)  # what the engine had
     for key, value in given.items():
         if value != published.get(key) and key not in OF_THE_MACHINE:
             told.append(f"{key}={value} instead of {published.get(key)}")

@@ -7,12 +7,14 @@ results/<name>/answers.<rank>.jsonl   evaluation.answer_log; gone when all is fi
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,6 +77,24 @@ class ResultsFolder:
     def _in_order(self, labels: Mapping[str, Any]) -> list[str]:
         earlier = [label for label in labels if label not in self.order]
         return [*earlier, *(label for label in self.order if label in labels)]
+
+
+@contextmanager
+def only_writer(path: Path) -> Iterator[None]:
+    """One process at a time writes results; ValueError where another does. A killed one holds none.
+
+    Two of them would each leave the other's benchmarks out of results.json.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f".{path.name}.lock").open("ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"{path} is being written by another evaluation; wait for it, or give another "
+                "folder (name=..., or output=... of evaluation.core)"
+            ) from None
+        yield
 
 
 def open_results(path: Path, header: dict[str, Any], order: Sequence[str]) -> ResultsFolder:

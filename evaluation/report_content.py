@@ -75,13 +75,16 @@ class BenchmarkSummary:
 def summaries(results: RecordedResults) -> list[BenchmarkSummary]:
     """Of every finished benchmark, in the order of results.json."""
     return [
-        _summary(label, record, results.items[label])
+        _summary(label, record, results.items[label], results.model.get("max_context"))
         for label, record in results.benchmarks.items()
     ]
 
 
 def _summary(
-    label: str, record: Mapping[str, Any], items: Sequence[AnsweredItem]
+    label: str,
+    record: Mapping[str, Any],
+    items: Sequence[AnsweredItem],
+    max_context: int | None,
 ) -> BenchmarkSummary:
     figures = {**record["published"], **record["robust"]}
     errors, name, metric = record["standard_errors"], record["benchmark"], record["headline"]
@@ -104,7 +107,7 @@ def _summary(
         robust_rule=record.get("robust_rule"),
         chance=record.get("chance"),
         published={size: by_name[name] for size, by_name in BY_SIZE.items() if name in by_name},
-        departures=departures(record, len(items)),
+        departures=departures(record, len(items), max_context),
         n=len(items),
         num_invalid=sum(item.invalid for item in items),
         num_over_long=record["over_long"],

@@ -193,13 +193,14 @@ class Runner:
             self.finish(sheet)
 
     def _progress(self) -> tqdm:
+        is_seen = sys.stderr.isatty()
         return tqdm(
             total=0,
             unit=" answers",
             smoothing=0,
             leave=not self.is_quiet,
-            mininterval=0.1 if sys.stderr.isatty() else 10,
-            disable=not self.world.is_main,
+            mininterval=0.1 if is_seen else 10,
+            disable=not self.world.is_main or (self.is_quiet and not is_seen),
         )
 
     def _tell(self, line: str) -> None:

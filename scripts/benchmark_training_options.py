@@ -31,6 +31,7 @@ from training.compiling import compile_model, compile_s
 from training.distributed import World, pick_device
 from training.export_format import ARCH_ADAPTER
 from training.step import train_step
+from training.step_check import StepCheck
 
 VOCAB_SIZE, SEQ_LEN, WARM_UP = 512, 64, 2
 HRM = {"name": "hrm", "half_layers": True, "H_cycles": 2, "L_cycles": 3}
@@ -95,7 +96,7 @@ def measure(net: str, option: str, steps: int, device: torch.device) -> dict[str
     def timed_step(seed: int) -> float:
         batch = random_batch(num_tokens, seed).to(device)
         started_at = clock(device)
-        train_step(model, optimizer, [batch], float(num_tokens), None, world)
+        train_step(model, optimizer, [batch], float(num_tokens), None, StepCheck(world))
         return clock(device) - started_at
 
     for seed in range(WARM_UP):

@@ -29,6 +29,7 @@ from training.diagnostics import watched
 from training.distributed import World, shard_model, start_world, stop_world
 from training.samples import SampleLog
 from training.step import train_step
+from training.step_check import StepCheck
 from training.validation import Validator
 
 VOCAB_SIZE = 512  # of the byte tokenizer, 287, padded
@@ -75,7 +76,8 @@ class WatchedRun:
         """One step on all the data."""
         (batch,) = self.batches(GLOBAL_TOKENS, drop_last_batch=False)
         divisor = batch.global_num_scored / self.world.size
-        train_step(self.model, self.optimizer, [batch], divisor, backprop_steps, self.world)
+        check = StepCheck(self.world)
+        train_step(self.model, self.optimizer, [batch], divisor, backprop_steps, check)
 
     def train_watched(self, folder: Path) -> list[dict[str, float]]:
         """Steps with everything that can be watched; the figures of each."""

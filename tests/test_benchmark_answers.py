@@ -5,6 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 from functools import lru_cache
 from itertools import combinations
+from typing import Any
 
 import pytest
 from benchmark_cases import Rows, golden_mirror, judged
@@ -14,7 +15,7 @@ from test_evaluation_scoring import HOSTILE
 from evaluation.benchmarks import BENCHMARKS, benchmark_named
 from evaluation.benchmarks import drop as drop_module
 from evaluation.benchmarks.aime import AIMEMajorityVoting, pass_at_k
-from evaluation.benchmarks.drop import DROP, FixedShot, digest_of
+from evaluation.benchmarks.drop import DROP, FixedShot, accepted_answers, digest_of
 from evaluation.benchmarks.gsm8k import GSM8k
 from evaluation.benchmarks.protocol import Benchmark, Item, judge_all
 
@@ -34,6 +35,24 @@ ASKED = {
     "answer": {"number": "1", "spans": [], "date": {"day": "", "month": "", "year": ""}},
     "validated_answers": {"number": [], "spans": [], "date": []},
 }
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"answer": {}},
+        {"answer": {"number": "", "spans": [None], "date": {}}},
+        {"answer": {"number": "", "spans": [], "date": {"day": ""}}},
+        {"validated_answers": {"number": [], "date": []}},
+        {"validated_answers": {"number": None, "date": [], "spans": []}},
+    ],
+)
+def test_a_row_of_drop_that_cannot_be_scored_is_named(change: dict[str, Any]) -> None:
+    empty = {"number": [], "date": [], "spans": []}
+    row = {"answer": {"number": "3", "spans": [], "date": {}}, "validated_answers": empty}
+    assert accepted_answers(row, "row 7") == [["3"]]
+    with pytest.raises(ValueError, match="row 7"):
+        accepted_answers(row | change, "row 7")
 
 
 def drop_rows(question: str) -> Rows:

@@ -70,6 +70,8 @@ def test_rows_that_cannot_be_asked_are_named() -> None:
         question("?", ["a", "b"], 2, "row 7")
     with pytest.raises(ValueError, match="has 1 options"):
         question("?", ["a"], 0, "row 7")
+    with pytest.raises(ValueError, match=r"row 7: its options are no texts: \['a', None\]"):
+        question("?", ["a", None], 0, "row 7")  # type: ignore[list-item]
     rows = Rows({"google/boolq/default/validation": [{"question": "q", "passage": "p"}]})
     with pytest.raises(ValueError, match=r"validation row 0 has no column 'answer'; it has quest"):
         BoolQ(num_shots=0).load(rows)
@@ -86,6 +88,9 @@ def test_rows_that_cannot_be_asked_are_named() -> None:
         ("(A) is wrong, so (C)", "C", "C"),
         ("The answer is B. I am sure, as A is not.", "A", "B"),
         ("I think it is B", "B", None),
+        ("A is too big.\nAnswer: C", "C", "C"),
+        ("A is too big.\n**Answer:** C", "C", "C"),
+        ("ANSWER: D, as A is too big", "A", "D"),
         ("\\boxed{D}", "D", "D"),
         ("\\boxed{\\text{(D)}} (A)", "D", "D"),
         ("\\boxed{} (D)", "D", "D"),

@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import training.checkpoint
-from training.checkpoint import DIGESTS_FILE, PROGRESS_FILE, Progress, RunDirectory, read_checkpoint
+from training.checkpoint import PROGRESS_FILE, Progress, RunDirectory, read_checkpoint
+from training.digests import DIGESTS_FILE
 from training.export_format import arch_from_reference
 from training.run_records import stored_config, stored_metadata
 from training.tensor_store import read_tensors

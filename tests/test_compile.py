@@ -25,6 +25,7 @@ from training.adam_atan2 import AdamATan2
 from training.building import build_model
 from training.compiling import CompileError, CompileMode, compile_s, require_compiler
 from training.step import train_step
+from training.step_check import StepCheck
 
 CPU = torch.device("cpu")
 BACKPROP_STEPS = (2, 3, 4)  # as the schedule raises them
@@ -150,7 +151,7 @@ def test_a_failure_to_compile_is_an_error_that_names_the_setting() -> None:
     model = net_with(SMALL_NETS["transformer"], compiled="block", backend=breaks)  # type: ignore[arg-type]
     optimizer = AdamATan2(model.parameters(), lr=0.1)
     with pytest.raises(CompileError, match=r"no code for this.*compile=none trains without"):
-        train_step(model, optimizer, packed_batches()[:1], 10.0, None, ALONE)
+        train_step(model, optimizer, packed_batches()[:1], 10.0, None, StepCheck(ALONE))
 
 
 def test_it_knows_how_long_compiling_took() -> None:

@@ -24,6 +24,7 @@ from source_tree import ROOT
 from evaluation.benchmarks import BENCHMARKS
 from evaluation.command_line import read_command
 from evaluation.main import main
+from evaluation.records import only_writer
 from evaluation.settings import GenerationSettings
 from inference.model_folder import ModelOptions
 
@@ -104,7 +105,7 @@ def test_a_finished_evaluation_is_not_run_again(
     assert (run / "results/published/items.jsonl").read_bytes() == before
     main(words(run, limit=5))
     assert "now 5 (GSM8k, DROP)): starting anew" in capsys.readouterr().out
-    assert len(list((run / "results").iterdir())) == 2
+    assert len(list((run / "results").glob("[!.]*"))) == 2
 
 
 def test_the_batch_size_changes_no_answer(run: Path) -> None:
@@ -227,6 +228,16 @@ def test_without_a_network_the_ways_out_are_named(
     assert not (run / "results").exists()
     chosen = refused(capsys, f"ckpt_path={run}", "run_only=[GSM8k]")
     assert "evaluation.fetch" in chosen and "reasoning_gym" not in chosen
+
+
+def test_two_evaluations_do_not_share_a_folder(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with only_writer(run / "results/published"):
+        assert "is being written by another" in refused(capsys, *words(run, "run_only=[BoolQ]"))
+        main(words(run, "run_only=[BoolQ]", "name=other"))
+    assert not (run / "results/published").exists()
+    main(words(run, "run_only=[BoolQ]"))
 
 
 def test_results_of_another_checkpoint_are_refused(

@@ -37,6 +37,12 @@ def test_a_broken_file_is_named_with_its_line(tmp_path: Path) -> None:
         file.write_text(f"\n{text}\n")
         with pytest.raises(ValueError, match=rf"test\.jsonl:2 is {why}"):
             GSM8k().load(LocalMirror(tmp_path))
+    file.write_bytes(b'\n{"question": "\xff"}\n')
+    with pytest.raises(ValueError, match=r"test\.jsonl:2 is no JSON: 'utf-8' codec"):
+        GSM8k().load(LocalMirror(tmp_path))
+    file.write_text("\n")
+    with pytest.raises(ValueError, match=r"test\.jsonl has no rows"):
+        GSM8k().load(LocalMirror(tmp_path))
     parquet = tmp_path / "x.parquet"
     parquet.write_text("no parquet")
     with pytest.raises(ValueError, match=r"x\.parquet is no Parquet file"):
@@ -63,6 +69,14 @@ def test_what_is_there_is_kept_and_the_hubs_file_names_are_read(
     main([f"data_dir={tmp_path}", COPY, "run_only=[GSM8k]"])
     assert capsys.readouterr().out.endswith("gsm8k/main/test: is there\n")
     assert len(GSM8k().load(LocalMirror(tmp_path)).items) == 20
+    file.with_name("test-00000-of-00002.parquet").unlink()
+    with pytest.raises(ValueError, match=r"has 1 of the parts .*test-00001-of-00002\.parquet"):
+        GSM8k().load(LocalMirror(tmp_path))
+
+
+def test_what_needs_no_data_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main([f"data_dir={tmp_path}", "run_only=[reasoning_gym]"])
+    assert "needs no data" in capsys.readouterr().out
 
 
 def test_a_mirror_that_lacks_a_split_is_copied_as_far_as_it_goes(

@@ -179,6 +179,11 @@ def test_published_settings_depart_in_nothing_but_what_is_changed() -> None:
     assert departures(record | {"generation": {"condition": "direct"}}, 1319) == [
         "condition=direct instead of synth,cot"
     ]
+    assert departures(record, 1319, 256) == []  # all of it fitted
+    for count in ("over_long", "cut_off"):
+        told = departures(record | {count: 1}, 1319, 256)
+        assert told == ["max_context=256 instead of 3072"]
+        assert departures(record | {count: 1}, 1319, 4096) == []
     notes = ["asked without its 3 published shots: DROP needs a file", "2 answers: stopped"]
     assert departures({"benchmark": "DROP", "notes": notes}, 9536) == [
         "asked without its 3 published shots"

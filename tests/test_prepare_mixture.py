@@ -153,6 +153,12 @@ def test_a_missing_optional_source_is_reported(
     out, err = capsys.readouterr()
     for name in ("identity", "simple_spelling", "spelling_bee"):
         assert f"| {name} | not there |" in out and f"left out: {name}: there is no" in err
+    assert "mark the source as optional" not in err
+    places = err.partition("(looked for ")[2].partition(")")[0].split(", ")
+    assert places == [
+        str(tmp_path / "identity_conversations.jsonl"),
+        "identity_conversations.jsonl",
+    ]
     assert "| gsm8k | 12 | 0 | 12 x 2 |" in out
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
 from commands import write_tiny_data
-from run_cases import TinyRun, finished_run, run_config
+from run_cases import TinyRun, finished_run
 
 from data_io.prompt_format import PromptFormat
 from data_io.sampled_format import SampledData
@@ -17,8 +16,6 @@ from training.checkpoint import CONFIG_FILE, METADATA_FILE, PROGRESS_FILE, Progr
 from training.environment import keep_tokenizer
 from training.run_records import (
     choose_checkpoint,
-    fingerprint_of,
-    require_same_data,
     stored_config,
     stored_metadata,
     tokens_of_run,
@@ -66,18 +63,6 @@ def test_the_data_record_is_checked(tmp_path: Path) -> None:
         "{vocab_size: 256, max_seq_len: 32, total_length: 9, tokenizer_info: {}}"
     )
     assert stored_metadata(tmp_path).vocab_size == 256
-
-
-def test_other_data_than_before_is_refused(tmp_path: Path) -> None:
-    data = SampledData.open(write_tiny_data(tmp_path / "data"))
-    config = run_config(tmp_path / "run")
-    recorded = fingerprint_of(data, 1)
-    require_same_data(None, data, config)
-    require_same_data(recorded, data, config)
-    lengths = tmp_path / "data/epoch_0/inst_len.npy"
-    np.save(lengths, np.flip(np.load(lengths)))
-    with pytest.raises(ValueError, match=r"is not what .*run was trained on .* another run_name"):
-        require_same_data(recorded, data, config)
 
 
 def test_a_run_keeps_its_tokenizer(tmp_path: Path) -> None:

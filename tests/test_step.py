@@ -17,7 +17,8 @@ from models.language_model import LanguageModel
 from training.adam_atan2 import AdamATan2
 from training.compiling import CompileMode
 from training.distributed import World
-from training.step import NonFiniteLossError, accumulate_gradients, train_step
+from training.step import accumulate_gradients, train_step
+from training.step_check import BadStepError, StepCheck
 
 RECOMPUTED = ("block", "attention")
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
@@ -119,8 +120,9 @@ def test_a_loss_that_is_not_finite_stops_before_the_optimizer(
         model.lm_head.weight[3, 3] = bad
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     batch = next(iter(PrefixLMDataset(data, packing(None), num_slots=64, epoch=0)))
-    with pytest.raises(NonFiniteLossError, match=r"rank 0: its loss is .* on examples \[\d+, "):
-        train_step(model, optimizer, [batch], 10.0, None, ALONE)
+    with pytest.raises(BadStepError, match=r"loss of 1 of 1 ranks is not finite \(rank 0: ") as bad:
+        train_step(model, optimizer, [batch], 10.0, None, StepCheck(ALONE))
+    assert bad.value.examples == [batch.indices[batch.indices >= 0].tolist()]
     for name, tensor in model.state_dict().items():
         torch.testing.assert_close(tensor, before[name], atol=0, rtol=0, equal_nan=True)
     assert all(state["step"] == 0 for state in optimizer.state.values())

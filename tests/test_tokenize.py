@@ -197,6 +197,29 @@ def test_the_output_may_not_lie_in_a_source(place: Place) -> None:
         main([str(place.data), "-o", str(place.data / "out"), f"tokenizer_path={place.tokenizer}"])
 
 
+@pytest.mark.parametrize("taken", ["a.jsonl", "sampled/metadata.json", "a.jsonl/notes.txt"])
+def test_only_tokenized_sources_are_ever_replaced(place: Place, taken: str) -> None:
+    source = place.write("a.jsonl", ROWS)
+    content = source.read_bytes()
+    other = place.out / taken
+    other.parent.mkdir(parents=True)
+    other.write_bytes(content)
+    named = place.out / taken.partition("/")[0]
+    with pytest.raises(ValueError, match=f"{named} is no tokenized source"):
+        main([str(source), *place.arguments[1:], "workers=1"])
+    assert other.read_bytes() == content
+    assert not list(place.out.rglob("*.npy"))
+
+
+def test_a_source_beside_its_output_survives(place: Place) -> None:
+    source = place.write("a.jsonl", ROWS)
+    content = source.read_bytes()
+    arguments = [str(source), "-o", str(place.data), "--tokenizer-path", str(place.tokenizer)]
+    with pytest.raises(ValueError, match="is no tokenized source"):
+        main([*arguments, "workers=1"])
+    assert source.read_bytes() == content
+
+
 def test_vocabularies_above_65536_need_four_bytes(place: Place) -> None:
     words = {f"w{k}": k for k in range(65_600)}
     tokenizer = Tokenizer(models.WordLevel({**words, "?": 65_600}, unk_token="?"))

@@ -24,6 +24,7 @@ from training.distributed import World
 from training.export_format import arch_from_reference
 from training.schema import RunConfig
 from training.step import train_step
+from training.step_check import StepCheck
 
 BACKPROP_STEPS = (1, 2, 5)  # of HRM in `train_rows`: the head alone, all but the embedding, all
 
@@ -80,7 +81,7 @@ def recording(
         micro_batches: Sequence[PackedBatch],
         divisor: float,
         backprop_steps: int | None,
-        world: World,
+        check: StepCheck,
     ) -> StepSums:
         if len(records) == num_steps:
             raise _EnoughError
@@ -92,7 +93,7 @@ def recording(
                     gradients[name] = whole(param.grad)
 
         hook = optimizer.register_step_pre_hook(keep_gradients)
-        sums = take_step(model, optimizer, micro_batches, divisor, backprop_steps, world)
+        sums = take_step(model, optimizer, micro_batches, divisor, backprop_steps, check)
         hook.remove()
         lr = optimizer.param_groups[0]["lr"]
         records.append(StepRecord(micro_batches, divisor, backprop_steps, lr, gradients, sums))
@@ -127,5 +128,5 @@ def train_rows(
     for micro_batches, backprop_steps in zip(rows, BACKPROP_STEPS, strict=True):
         divisor = micro_batches[-1].global_num_scored / world.size
         steps = backprop_steps if is_hrm else None
-        recorded(model, optimizer, micro_batches, divisor, steps, world)
+        recorded(model, optimizer, micro_batches, divisor, steps, StepCheck(world))
     return records

@@ -9,7 +9,6 @@ A checkpoint is written under a name that nothing reads, synced to the disk, and
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -24,14 +23,21 @@ import yaml
 from torch import Tensor, nn
 
 from training.adam_atan2 import AdamATan2
+from training.digests import (
+    DIGESTS_FILE,
+    merge_digests,
+    read_digests,
+    require_digest,
+    write_own_digests,
+)
 from training.distributed import World
+from training.run_lock import RunLock
 from training.tensor_store import read_tensors, read_tensors_into, write_tensors
 
 CONFIG_FILE, METADATA_FILE = "all_config.yaml", "train_metadata.yaml"
-PROGRESS_FILE, DIGESTS_FILE = "progress.json", "digests.json"
+PROGRESS_FILE = "progress.json"
 MODEL, EMA, OPTIMIZER = "model", "ema", "optimizer"
 BEST = "fsdp2_best"  # of the lowest held-out loss: no run is continued from it, nothing prunes it
-_DAMAGED = "; the checkpoint is damaged, use another one"
 _NAME = re.compile(r"fsdp2_(epoch|step)_(\d+)")  # those that a run is continued from
 
 
@@ -52,6 +58,7 @@ class Checkpoint:
     path: Path
     progress: Progress
     log_state: Mapping[str, Any]  # what the logger has added up and not yet written
+    data: str | None = None  # fingerprint of the data that the progress is in
 
     @property
     def has_ema(self) -> bool:
@@ -59,12 +66,30 @@ class Checkpoint:
 
     def verify(self, *folders: str) -> None:
         """Compares the files of `folders` (all by default) with their digests; ValueError."""
-        digests = _read_digests(self.path)
+        for _, damage in self.checked_files(*folders):
+            if damage:
+                raise ValueError(damage)
+
+    def is_sound(self) -> bool:
+        """Whether every file is as it was written."""
+        try:
+            self.verify()
+        except (ValueError, OSError):
+            return False
+        return True
+
+    def checked_files(self, *folders: str) -> Iterator[tuple[str, str | None]]:
+        """Each file of `folders` (all by default), and what is wrong with it; None: nothing."""
+        digests = read_digests(self.path)
         for folder in folders or (MODEL, EMA, OPTIMIZER):
             listed = {name for name in digests if name.startswith(f"{folder}/")}
             there = {f"{folder}/{file.name}" for file in (self.path / folder).glob("*")}
             for name in sorted(listed | there):
-                _require_digest(self.path, name, digests)
+                try:
+                    require_digest(self.path, name, digests)
+                    yield name, None
+                except (ValueError, OSError) as error:
+                    yield name, str(error)
 
     def restore(self, model: nn.Module, optimizer: AdamATan2, *, is_verified: bool = False) -> None:
         """Loads weights and optimizer state in place, whatever world size they were saved at."""
@@ -110,10 +135,16 @@ class RunDirectory:
     def __init__(self, path: Path, world: World) -> None:
         self.path = path
         self.world = world
+        self.lock = RunLock(path, world)  # entered by who trains
+        self.data: str | None = None  # fingerprint, for the checkpoints
 
-    def create(self, config: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
-        """Writes configuration and data record first, and clears half-saved rests."""
+    def create(self, config: Mapping[str, Any], metadata: Mapping[str, Any]) -> list[str]:
+        """Takes the lock, writes configuration and data record, and clears half-saved rests.
+
+        Returns what is to be said of the lock.
+        """
         self.world.barrier()  # other ranks may still be looking at what the folder holds
+        notes = self.lock.take()
         if self.world.is_main:
             self.path.mkdir(parents=True, exist_ok=True)
             for rest in self.path.glob(".fsdp2_*"):
@@ -121,6 +152,7 @@ class RunDirectory:
             write_atomically(self.path / CONFIG_FILE, yaml.safe_dump(dict(config)))
             write_atomically(self.path / METADATA_FILE, yaml.safe_dump(dict(metadata)))
         self.world.barrier()
+        return notes
 
     def aside(self) -> RunDirectory:
         """A directory on the same disk for what is not kept: see `discarded`."""
@@ -163,12 +195,18 @@ class RunDirectory:
                     yield ValueError(str(error))
 
     def prune_steps(self, keep_last: int | None) -> None:
-        """Removes all step checkpoints but the last ones (None: keeps all); never epochs' or 0."""
+        """Removes step checkpoints before the last ones (None: keeps all); never epochs' or 0.
+
+        Damaged ones do not count, and stay: the last that can be continued from is never removed.
+        """
         if keep_last is None:
             return
         if self.world.is_main:
             steps = [c for c in self.checkpoints() if c.path.name.startswith("fsdp2_step_")]
-            for checkpoint in [c for c in steps if c.progress.step][:-keep_last]:
+            steps = [c for c in steps if c.progress.step]
+            while len(steps) > keep_last and not steps[-1].is_sound():
+                steps.pop()
+            for checkpoint in steps[:-keep_last]:
                 aside = self.path / f".{checkpoint.path.name}.removed"
                 checkpoint.path.rename(aside)  # never half a checkpoint under its own name
                 shutil.rmtree(aside)
@@ -190,22 +228,15 @@ class RunDirectory:
         self.world.barrier()
         for folder, tensors in state.items():
             write_tensors(staging / folder, tensors)
-        self._write_own_digests(staging)
+        write_own_digests(staging, self.world.rank)
         self.world.barrier()
         if self.world.is_main:
             record = {**asdict(progress), "log_state": dict(log_state)}
+            record |= {"data": self.data} if self.data else {}
             write_atomically(staging / PROGRESS_FILE, json.dumps(record, indent=2))
-            _merge_digests(staging)
+            write_atomically(staging / DIGESTS_FILE, merge_digests(staging, PROGRESS_FILE))
             _publish(staging, self.path / name)
         self.world.barrier()
-
-    def _write_own_digests(self, staging: Path) -> None:
-        files = [*staging.glob(f"*/__{self.world.rank}_*")]
-        if self.world.is_main:
-            files += staging.glob("*/.metadata")
-        digests = {file.relative_to(staging).as_posix(): _digest(file) for file in files}
-        path = staging / f"digests.{self.world.rank}.json"
-        path.write_text(json.dumps(digests))
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -218,11 +249,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
             f"{path} is no complete checkpoint ({DIGESTS_FILE} is missing): it was not published, "
             "or is not one of ours"
         )
-    _require_digest(path, PROGRESS_FILE, _read_digests(path))
+    require_digest(path, PROGRESS_FILE, read_digests(path))
     try:
         record = json.loads((path / PROGRESS_FILE).read_text())
-        log_state = record.pop("log_state")
-        return Checkpoint(path, Progress(**record), log_state)
+        log_state, data = record.pop("log_state"), record.pop("data", None)
+        return Checkpoint(path, Progress(**record), log_state, data)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path / PROGRESS_FILE} cannot be read: {error}") from error
 
@@ -235,28 +266,6 @@ def write_atomically(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     aside.replace(path)
-
-
-def _merge_digests(staging: Path) -> None:
-    digests = {PROGRESS_FILE: _digest(staging / PROGRESS_FILE)}
-    for part in sorted(staging.glob("digests.*.json")):
-        digests |= json.loads(part.read_text())
-        part.unlink()
-    write_atomically(staging / DIGESTS_FILE, json.dumps(digests, indent=2))
-
-
-def _read_digests(path: Path) -> dict[str, str]:
-    try:
-        return dict(json.loads((path / DIGESTS_FILE).read_text()))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path / DIGESTS_FILE} cannot be read: {error}{_DAMAGED}") from None
-
-
-def _require_digest(path: Path, name: str, digests: Mapping[str, str]) -> None:
-    if not (path / name).is_file():
-        raise ValueError(f"{path / name} is missing{_DAMAGED}")
-    if digests.get(name) != _digest(path / name):
-        raise ValueError(f"{path / name} does not match its digest{_DAMAGED}")
 
 
 def _publish(staging: Path, target: Path) -> None:
@@ -278,6 +287,7 @@ def _sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+if __name__ == "__main__":  # python -m training.checkpoint verify DIR
+    from training.checkpoint_checks import main  # which imports this module
+
+    main()

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.rendezvous import rendezvous
 
 from models.transformer import Block
 
@@ -84,8 +85,11 @@ def device_note(device: torch.device) -> str:
     return {"mps": "Apple GPU (MPS: untested)", "cpu": "CPU"}[device.type]
 
 
-def start_world(device_name: str) -> World:
-    """Joins the process group that `torchrun` describes, if it does."""
+def start_world(device_name: str, hang_minutes: float | None = None) -> World:
+    """Joins the process group that `torchrun` describes, if it does.
+
+    A collective fails later than a watchdog of `hang_minutes` says which rank it waits for.
+    """
     device = pick_device(device_name)
     if "RANK" not in os.environ:
         return World(rank=0, size=1, device=device)
@@ -95,7 +99,11 @@ def start_world(device_name: str) -> World:
     if device.type == "mps":
         raise ValueError("several processes cannot share an MPS device; use device=cpu")
     backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=TIMEOUT)
+    timeout = TIMEOUT if hang_minutes is None else timedelta(minutes=hang_minutes + 1)
+    # Where torchrun keeps its store over a restart, addresses of processes that died stand in it.
+    found, rank, size = next(rendezvous("env://", timeout=timeout))
+    store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", found)
+    dist.init_process_group(backend, timeout=timeout, store=store, rank=rank, world_size=size)
     return World(rank=dist.get_rank(), size=dist.get_world_size(), device=device)
 
 

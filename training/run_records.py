@@ -20,7 +20,6 @@ from training.checkpoint import (
     read_checkpoint,
 )
 from training.distributed import World
-from training.schema import RunConfig
 
 
 class TrainMetadata(BaseModel):
@@ -119,19 +118,6 @@ def choose_checkpoint(
 def fingerprint_of(data: SampledData, epochs: int) -> str:
     """What tells the data of a run apart, and over how many epochs it was taken."""
     return f"{epochs}:{data.fingerprint(epochs)}"
-
-
-def require_same_data(recorded: str | None, data: SampledData, config: RunConfig) -> None:
-    """ValueError where a run would be continued on other data than it began with."""
-    if recorded is None or config.new_run:
-        return
-    epochs = min(int(recorded.partition(":")[0]), data.num_epochs)
-    if fingerprint_of(data, epochs) != recorded:
-        raise ValueError(
-            f"the data in {config.data.path} is not what {config.checkpoint_path} was trained on "
-            "(other files or other content), so its position in it means nothing; bring the data "
-            "back, or start another run with another run_name"
-        )
 
 
 def require_same_vocabulary(run: Path, data: SampledData) -> list[str]:

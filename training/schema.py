@@ -24,6 +24,7 @@ from models.transformer import StackConfig
 FolderName = Annotated[str, Field(strict=False, coerce_numbers_to_str=True, pattern=r"^\w[^/\\]*$")]
 Name = Annotated[str, Field(strict=False, coerce_numbers_to_str=True, min_length=1)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Minutes = Annotated[float, Field(gt=0, le=100_000)]
 
 
 class DataConfig(BaseModel):
@@ -68,6 +69,17 @@ class BenchmarksConfig(BaseModel):
         return [names] if isinstance(names, str) else names
 
 
+class GuardConfig(BaseModel):
+    """What follows on a step that would harm the weights, and what counts as one."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    policy: Literal["stop", "skip", "rewind"] = "stop"
+    spike_score: PositiveFloat | None = None  # robust z-score of a loss; None: none is a spike
+    window: NonNegativeInt = 10  # rewind: steps before and after the bad one, passed over too
+    limit: PositiveInt = 10  # bad steps of a run; at the next one it stops
+
+
 class RunConfig(BaseModel):
     """One training run."""
 
@@ -77,6 +89,7 @@ class RunConfig(BaseModel):
     data: DataConfig
     val_data: ValDataConfig | None = None
     benchmarks: BenchmarksConfig | None = None
+    guard: GuardConfig = GuardConfig()
     global_batch_size: PositiveInt  # tokens over all ranks, padding included
     micro_batch_size: PositiveInt | None = None  # tokens of a rank that are computed at a time
     epochs: PositiveInt
@@ -95,6 +108,7 @@ class RunConfig(BaseModel):
     run_name: FolderName | None = None
     checkpoint_path: Name | None = None
     new_run: bool = False  # start another run even where one could be continued
+    allow_other_data: bool = False  # continue a run on other data than it began with
     resume_from: Name | None = None  # start from the weights of this run
     resume_epoch: PositiveInt | None = None  # ... after this epoch; None: its newest checkpoint
     resume_best: bool = False  # ... those of its lowest held-out loss
@@ -109,6 +123,7 @@ class RunConfig(BaseModel):
     keep_last: PositiveInt | None = None  # step checkpoints kept; None: all of them
     max_steps: PositiveInt | None = None  # stop, saved, after this step
     max_minutes: PositiveFloat | None = None  # stop, saved, after so many minutes
+    hang_minutes: Minutes | None = 30.0  # that several ranks may stand still; None: for ever
     log_interval: PositiveInt = 5  # steps
     log_recurrence: bool = False  # norms by level, of gradients, updates and states
     tracker: Literal["auto", "none", "wandb", "tensorboard", "trackio"] = "auto"
@@ -165,8 +180,10 @@ MACHINE_KEYS = (
     "linear",
     "num_threads",
     "data_workers",
+    "hang_minutes",
     "log_interval",
     "new_run",
+    "allow_other_data",
     "val_data",
     "benchmarks",
     "log_recurrence",
@@ -184,12 +201,14 @@ MACHINE_KEYS = (
     "keep_last",
     "max_steps",
     "max_minutes",
+    "guard",  # what it does is told as it does it, and kept in guard.jsonl
 )
 NAME_KEYS = ("project_name", "run_name", "checkpoint_path")
 SECTIONS: dict[str, type[BaseModel]] = {
     "data": DataConfig,
     "val_data": ValDataConfig,
     "benchmarks": BenchmarksConfig,
+    "guard": GuardConfig,
     "lora": LoraConfig,
 }
 GROUPS = ("arch/net@arch", "arch/size@arch", "data")  # keys that choose a file of config/

@@ -25,6 +25,7 @@ from training.checkpoint import (
     training_state,
 )
 from training.distributed import World
+from training.run_lock import LOCK_FILE, require_unlocked
 from training.run_names import comparable
 from training.run_records import choose_checkpoint, stored_config
 from training.schema import RunConfig
@@ -55,6 +56,7 @@ def agree_on_start(directory: RunDirectory, config: RunConfig, world: World) -> 
     found: dict[str, Any] = {}
     if world.is_main:
         try:
+            require_unlocked(directory.path)  # before anything is touched that it may be writing
             directory.recover()
             start = find_start(directory, config)
             found = {
@@ -84,7 +86,7 @@ def find_start(directory: RunDirectory, config: RunConfig) -> Start:
     """
     stored = stored_config(directory.path)
     if stored is None:
-        if directory.path.is_dir() and any(directory.path.iterdir()):
+        if directory.path.is_dir() and not all(map(_is_rest, directory.path.iterdir())):
             raise ValueError(
                 f"{directory.path} holds something, but no run ({CONFIG_FILE} is missing); "
                 "choose another checkpoint_path, or empty the folder"
@@ -259,6 +261,11 @@ def _require_same_trained(stored: dict[str, Any], wanted: dict[str, Any], run: P
                 f"as it was to continue, or start another run from it: run_name=... resume_from="
                 f"{run}"
             )
+
+
+def _is_rest(path: Path) -> bool:
+    """Whether a run that was killed before it had written its configuration left this."""
+    return path.name == LOCK_FILE or (path.name.startswith(".") and path.suffix == ".writing")
 
 
 def _differences(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:

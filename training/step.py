@@ -8,18 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
 from models.batch import PackedBatch
 from models.language_model import LanguageModel
 from models.loss import StepSums, next_token_sums
 from training.adam_atan2 import AdamATan2
 from training.compiling import compile_error, compile_failures
-from training.distributed import World, reshard, set_gradient_sync
-
-
-class NonFiniteLossError(RuntimeError):
-    """The loss became NaN or infinite; the optimizer has not seen it."""
+from training.distributed import reshard, set_gradient_sync
+from training.step_check import StepCheck
 
 
 def train_step(
@@ -28,21 +23,24 @@ def train_step(
     micro_batches: Sequence[PackedBatch],
     divisor: float,
     backprop_steps: int | None,
-    world: World,
+    check: StepCheck,
 ) -> StepSums:
     """One step on this rank's share of a global batch.
 
     `divisor`: scored tokens per rank, on average over ranks; one for all micro-batches, so that the
-    step equals the unsplit one. NonFiniteLossError on all ranks when the loss of any is not finite.
+    step equals the unsplit one. BadStepError on all ranks, and no gradient is left, where `check`
+    finds the step of any of them bad.
     """
     try:
         sums = accumulate_gradients(model, micro_batches, divisor, backprop_steps)
     except compile_failures() as error:
         raise compile_error(error) from error
-    _require_finite(sums, micro_batches, world)
     reshard(model)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    try:
+        check.require_sound(sums, model.parameters(), micro_batches)
+        optimizer.step()
+    finally:
+        optimizer.zero_grad(set_to_none=True)
     return sums
 
 
@@ -64,17 +62,3 @@ def accumulate_gradients(
         total = sums.detach() if total is None else total + sums.detach()
     assert total is not None, "a global batch has at least one micro-batch"
     return total
-
-
-def _require_finite(sums: StepSums, micro_batches: Sequence[PackedBatch], world: World) -> None:
-    is_bad = ~torch.isfinite(sums.loss)
-    # sync: a bad step must not reach the weights, and all ranks must stop at the same one.
-    num_bad = int(world.sum(is_bad.to(torch.int32)))
-    if not num_bad:
-        return
-    here = f"its loss is {float(sums.loss)}" if is_bad else "the loss of this rank is finite"
-    indices = torch.cat([batch.indices for batch in micro_batches])
-    raise NonFiniteLossError(
-        f"the loss of {num_bad} of {world.size} ranks is not finite; rank "
-        f"{world.rank}: {here}, on examples {indices[indices >= 0].tolist()} of the epoch"
-    )

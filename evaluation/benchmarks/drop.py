@@ -127,11 +127,13 @@ class DROP(Benchmark):
 def find_shots(rows: Iterator[Row], wanted: Sequence[FixedShot]) -> dict[FixedShot, str]:
     """The passages of the shots that are there; reads no further than to the last of them."""
     found: dict[FixedShot, str] = {}
-    for row in rows:
+    for index, row in enumerate(rows):
+        where = f"{DATASET} {SHOT_SPLIT} row {index}"
+        passage, question = (take(row, name, str, where) for name in ("passage", "question"))
         for shot in wanted:
-            is_it = row["question"] == shot.question and row["passage"].startswith(shot.opening)
+            is_it = question == shot.question and passage.startswith(shot.opening)
             if is_it and shot not in found:
-                found[shot] = row["passage"]
+                found[shot] = passage
         if len(found) == len(wanted):
             break
     return found
@@ -144,7 +146,7 @@ def digest_of(text: str) -> str:
 def accepted_answers(row: Row, where: str) -> list[list[str]]:
     """The spans of the answer and of each validated answer, without repetitions."""
     validated = take(row, "validated_answers", dict, where)
-    columns = [validated[name] for name in ("number", "date", "spans")]
+    columns = [take(validated, name, (list, tuple), where) for name in ("number", "date", "spans")]
     candidates = [take(row, "answer", dict, where)]
     candidates += [
         {"number": number, "date": date, "spans": spans}
@@ -152,17 +154,21 @@ def accepted_answers(row: Row, where: str) -> list[list[str]]:
     ]
     answers: list[list[str]] = []
     for candidate in candidates:
-        spans = spans_of(candidate)
+        spans = spans_of(candidate, where)
         if spans not in answers:
             answers.append(spans)
     return answers
 
 
-def spans_of(candidate: Mapping[str, Any]) -> list[str]:
-    """A number, else spans of text, else a date: day, month, year."""
-    if candidate["number"] != "":
-        return [str(candidate["number"])]
-    if candidate["spans"]:
-        return list(candidate["spans"])
-    date = candidate["date"]
-    return [" ".join(date[part] for part in ("day", "month", "year")).strip()]
+def spans_of(candidate: Mapping[str, Any], where: str) -> list[str]:
+    """A number, else spans of text, else a date: day, month, year. ValueError names the row."""
+    number = take(candidate, "number", (str, int, float), where)
+    if number != "":
+        return [str(number)]
+    spans = take(candidate, "spans", (list, tuple), where)
+    if spans:
+        if not all(isinstance(span, str) for span in spans):
+            raise ValueError(f"{where}: spans={list(spans)!r:.80} are no texts")
+        return list(spans)
+    date = take(candidate, "date", dict, where)
+    return [" ".join(take(date, part, str, where) for part in ("day", "month", "year")).strip()]

@@ -23,7 +23,8 @@ from evaluation.scoring import LETTERS, last_box, mean, robust_letter
 
 DATASET = "TIGER-Lab/MMLU-Pro"
 _STATED = re.compile(
-    r"(?:answer|option|choice)(?:\s+is)?\s*:?\s*(?:[(\[{*]|\\text\{)*([A-Z])(?![A-Za-z0-9'])",
+    r"(?:[Aa]nswer|ANSWER|option|choice)(?:\s+is)?\s*:?\**\s*"
+    r"(?:[(\[{*]|\\text\{)*([A-Z])(?![A-Za-z0-9'])",
     re.ASCII,
 )
 _BRACKETED = re.compile(r"\(\s*([A-Z])\s*\)", re.ASCII)

@@ -59,6 +59,8 @@ def question(query: str, options: Sequence[str], gold: int, where: str) -> Quest
     """A checked question; ValueError names the row."""
     if not 2 <= len(options) <= len(LETTERS):
         raise ValueError(f"{where} has {len(options)} options; 2 to {len(LETTERS)} have letters")
+    if not all(isinstance(option, str) for option in options):
+        raise ValueError(f"{where}: its options are no texts: {list(options)!r:.80}")
     if not 0 <= gold < len(options):
         raise ValueError(
             f"{where}: the right answer is none of the {len(options)} options; an unlabelled split "

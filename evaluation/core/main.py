@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,7 +36,7 @@ from evaluation.engines import Engine
 from evaluation.judging import Sheet
 from evaluation.loading import Loader, Planned
 from evaluation.mirror import data_source
-from evaluation.records import RESULTS_FILE, ResultsFolder, open_results
+from evaluation.records import RESULTS_FILE, ResultsFolder, only_writer, open_results
 from evaluation.running import Runner, in_streams
 from evaluation.summary import lines_of, record_of, table, versions
 from training.console import refuse, say
@@ -76,13 +77,14 @@ def evaluate(options: CoreOptions, world: World) -> None:
     loader = Loader(in_order, data_source(options.data_dir), opened)
     loader.wait_for_first()  # where there is no data, no folder is begun
     keeper = Keeper(options, engine, in_order, started_at)
-    if world.is_main:
-        keeper.open()
-    world.barrier()
-    finished = _fingerprints_on_record(options)
-    Runner(engine, loader, options.folder, keeper.finish, world, finished).run(streams)
-    if world.is_main:
-        keeper.close()
+    with only_writer(options.folder) if world.is_main else nullcontext():
+        if world.is_main:
+            keeper.open()
+        world.barrier()
+        finished = _fingerprints_on_record(options)
+        Runner(engine, loader, options.folder, keeper.finish, world, finished).run(streams)
+        if world.is_main:
+            keeper.close()
 
 
 def _told(options: CoreOptions, chosen: Chosen) -> list[str]:
