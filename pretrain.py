@@ -52,6 +52,7 @@ from training.run_records import require_same_vocabulary
 from training.same_data import agree_on_data, data_record
 from training.schedule import scheduled
 from training.schema import RunConfig
+from training.shared_folder import require_shared
 from training.starting import Start, agree_on_start, load_start
 from training.step import train_step
 from training.step_check import BadStepError
@@ -87,7 +88,8 @@ def train(run: Run, progress: Progress) -> tuple[str, int]:
     schedule = SaveSchedule(run.world, config.checkpoint_steps, config.checkpoint_minutes)
     compile_clock = CompileClock()
     limits = (config.max_steps, config.max_minutes, run.watch.spent)
-    watchdog = Watchdog(run.world, config.hang_minutes, progress.step)
+    lock = run.directory.lock
+    watchdog = Watchdog(run.world, config.hang_minutes, progress.step, held=lock)
     with StopRequests(run.world, *limits) as requests, watchdog:
         if progress.step == 0 and (config.checkpoint_start or run.guard.needs_start):
             save(run, "fsdp2_step_0", progress)
@@ -194,6 +196,7 @@ def prepare(
     config, reason = resolve_run(config, world)
     directory = RunDirectory(Path(str(config.checkpoint_path)), world)
     say(world, f"run         {directory.path} ({reason})", *notes)
+    require_shared(directory.path, world)
     start = agree_on_start(directory, config, world)
     say(world, *start.notes)
     if in_sweep and start.checkpoint and start.notes:

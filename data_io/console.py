@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 INTERRUPTED = 130  # the exit code that shells give Ctrl-C
 
 
@@ -25,7 +27,16 @@ def run_command(command: Callable[[list[str]], None]) -> None:
     try:
         command(sys.argv[1:])
     except (ValueError, OSError) as error:
-        refuse(str(error))
+        refuse(_told(error))
     except KeyboardInterrupt:
-        note("interrupted; the same command goes on")
+        note("interrupted; run the same command again")
         sys.exit(INTERRUPTED)
+
+
+def _told(error: ValueError | OSError) -> str:
+    if isinstance(error, OSError) and error.filename is None and error.errno in FULL:
+        return (
+            f"{error.strerror}: the output does not fit; make room, or choose another place, and "
+            "run the same command again"
+        )
+    return str(error)

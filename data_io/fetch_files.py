@@ -7,9 +7,10 @@ by which sign of the server's its beginning is known to belong to the rest.
 from __future__ import annotations
 
 import json
+import os
 import time
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from http.client import HTTPException, HTTPResponse
@@ -19,7 +20,7 @@ from urllib.parse import quote
 
 from tqdm import tqdm
 
-from data_io.source_files import SUFFIXES
+from data_io.source_files import SUFFIXES, SourceFile, SourceState
 
 ADDRESSES = ("https://", "http://")
 CHUNK_BYTES = 1 << 20
@@ -48,6 +49,16 @@ def fetch_all(address: str, names: Sequence[str], folder: Path, *, workers: int)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
     return paths
+
+
+def as_sources(paths: Iterable[Path], folder: Path) -> list[SourceFile]:
+    """Fetched files, by their names below the folder: those of a data set may differ by folder."""
+    files = []
+    for path in paths:
+        if not path.name.endswith(SUFFIXES):
+            raise ValueError(f"{path} is no {', '.join(SUFFIXES)} file; ask for one that is")
+        files.append(SourceFile(path, os.path.relpath(path, folder), SourceState.of(path)))
+    return files
 
 
 def fetch(address: str, path: Path) -> None:

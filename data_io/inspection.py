@@ -65,6 +65,9 @@ class Shelves:
     @classmethod
     def of_sampled(cls, folder: Path, epoch: int) -> Shelves:
         data = SampledData.open(folder)
+        if epoch >= data.num_epochs:
+            last = data.num_epochs - 1
+            raise ValueError(f"epoch={epoch} is not in {folder}; use one from 0 to {last}")
         shelf = Shelf(f"epoch_{epoch}", data.tokens(), data.scored(), data.epoch(epoch), 0)
         form = prompt_format(data.metadata.tokenizer_info, folder)
         return cls(folder, "sampled", (shelf,), form, data.num_epochs, data.metadata.max_seq_len)

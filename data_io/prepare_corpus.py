@@ -33,7 +33,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 from data_io.compare_tokenizers import CompareOptions, compare, read_tokenizers, sample_texts
 from data_io.console import note, run_command
 from data_io.corpus_writer import CorpusShape, CorpusWriter, PartSize, Targets
-from data_io.fetch_files import ADDRESSES, fetch_all, fetch_from_hub
+from data_io.fetch_files import ADDRESSES, as_sources, fetch_all, fetch_from_hub
 from data_io.loaded_format import LoadedFormat
 from data_io.options import parse_options
 from data_io.prompt_format import TOKENIZER_FILE
@@ -132,17 +132,16 @@ class Preparation:
             if options.num_shards is None:
                 raise ValueError(f"source={source} is an address; num_shards says how many files")
             names = [_numbered(options.shard_name, at) for at in range(options.num_shards)]
-            paths = fetch_all(source, names, cache, workers=options.workers)
+            files = as_sources(fetch_all(source, names, cache, workers=options.workers), cache)
         elif Path(source).exists():
-            paths = [Path(source)]
+            files = find_sources([Path(source)])
         elif HUB_NAME.fullmatch(source):
-            paths = fetch_from_hub(source, options.num_shards, cache)
+            files = as_sources(fetch_from_hub(source, options.num_shards, cache), cache)
         else:
             raise ValueError(
                 f"source={source} is no folder, no address (https://...) and no name on the hub "
                 "(OWNER/NAME)"
             )
-        files = find_sources(paths)
         wanted = options.num_shards or len(files)
         if len(files) < wanted:
             note(f"{source} holds {len(files)} files, fewer than num_shards={wanted}")
@@ -175,16 +174,16 @@ class Preparation:
         options, folder = self.options, self.tokenizer_folder
         if not (folder / TOKENIZER_FILE).is_file():
             if options.tokenizer is None:
-                sources = tuple(file.path for file in self.trained_on())
+                sources = self.trained_on()
                 wanted = TrainOptions(
-                    sources=sources,
+                    sources=tuple(source.path for source in sources),
                     output=folder,
                     vocab_size=options.vocab_size,
                     seed=options.seed,
                     reader="text",
                 )
                 with contextlib.redirect_stdout(sys.stderr):
-                    train(wanted)
+                    train(wanted, sources)
             else:
                 loaded = LoadedFormat.load(options.tokenizer, add_special=options.add_special)
                 aside = folder.with_name(".tokenizer.part")

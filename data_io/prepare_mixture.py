@@ -52,9 +52,8 @@ class MixtureOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     mixture: Path = Field(description="YAML file of the sources")
-    tokenizer: Path | None = Field(
-        default=None, description="as in scripts/prepare_sft_data.py; null: $LLAMA_TOKENIZER"
-    )
+    tokenizer: Path | None = Field(default=None, description="one to use; null: $LLAMA_TOKENIZER")
+    add_special: bool = Field(default=False, description="adds the special tokens that it lacks")
     output: Path = Field(description="folder to make")
     format: Literal["sampled", "bin"] = Field(
         default="sampled", description="sampled data, or .bin shards with masks"
@@ -109,10 +108,10 @@ def main(arguments: list[str]) -> None:
     reports = preparation.make()
     for title, part in reports.items():
         print(table(title, part))
-    validation = "" if options.format == "bin" else f" val_data.path={options.output}/validation"
-    has_validation = bool(preparation.mixture.validation)
-    if options.format == "sampled":
-        note(f"{options.output} is made; data.path={options.output}{validation * has_validation}")
+    data = f"; data.path={options.output}" * (options.format == "sampled")
+    if data and preparation.mixture.validation:
+        data += f" val_data.path={options.output}/validation"
+    note(f"{options.output} is made{data}")
 
 
 def table(title: str, reports: Sequence[SourceReport]) -> str:
@@ -137,7 +136,9 @@ class MixturePreparation:
         self.options = options
         self.mixture = ChatMixture.load(options.mixture)
         self.format = LoadedFormat.load(
-            options.tokenizer, framing=(options.boq, options.eoq, options.eoa)
+            options.tokenizer,
+            framing=(options.boq, options.eoq, options.eoa),
+            add_special=options.add_special,
         )
         self.encoder = ExampleEncoder(
             self.format.prompt_format,

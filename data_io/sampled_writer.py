@@ -28,6 +28,7 @@ from data_io.sampled_format import (
     SampledMetadata,
     TokenizerInfo,
 )
+from data_io.staging import Staging
 
 UINT16_VOCAB = 65_536
 
@@ -59,28 +60,28 @@ class SampledWriter:
         self.metadata = SampledMetadata(
             tokenizer_info=tokenizer_info, max_seq_len=max_seq_len, total_length=0, scored=scored
         )
-        self.folder = Path(folder).absolute()
-        if self._is_in_the_way(overwrite):
-            raise ValueError(
-                f"{self.folder} exists and is not empty; choose another folder, or overwrite it if "
-                "it holds sampled data (only such a folder is ever replaced)"
-            )
-        self.staging = self.folder.with_name(f".{self.folder.name}.partial-{os.getpid()}")
-        shutil.rmtree(self.staging, ignore_errors=True)
-        self.staging.mkdir(parents=True)
+        self.folder, self.overwrite = Path(folder).absolute(), overwrite
+        self._require_free()
+        self._aside = Staging(self.folder)
+        self.staging = self._aside.path
         dtype = dtype or token_dtype(self.metadata.id_limit)
         self._tokens = _GrowingArray(self.staging / "tokens.npy", dtype)
         uint8 = np.dtype(np.uint8)
         self._scored = _GrowingArray(self.staging / "scored.npy", uint8) if scored else None
         self._epoch_tokens: list[int] = []
 
-    def _is_in_the_way(self, overwrite: bool) -> bool:
-        if not self.folder.exists():
-            return False
-        if not self.folder.is_dir():
-            return True
-        replaceable = overwrite and (self.folder / "tokens.npy").exists()
-        return any(self.folder.iterdir()) and not replaceable
+    def _require_free(self) -> None:
+        parts = ("metadata.json", "tokens.npy", "epoch_0")
+        replaceable = self.overwrite and all((self.folder / part).exists() for part in parts)
+        if self.folder.is_dir():
+            is_in_the_way = any(self.folder.iterdir()) and not replaceable
+        else:
+            is_in_the_way = self.folder.exists()
+        if is_in_the_way:
+            raise ValueError(
+                f"{self.folder} exists and is not empty; choose another folder, or overwrite it if "
+                "it holds sampled data (only such a folder is ever replaced)"
+            )
 
     def add_tokens(self, ids: IntArray, scored: NDArray[np.uint8] | None = None) -> int:
         """Appends ids, and with `scored` data which of them count; returns where they start."""
@@ -147,7 +148,7 @@ class SampledWriter:
             if kind is None:
                 self._publish()
         finally:
-            shutil.rmtree(self.staging, ignore_errors=True)
+            self._aside.close()
 
     def _publish(self) -> None:
         if not self._epoch_tokens:
@@ -165,6 +166,7 @@ class SampledWriter:
         for path in sorted(self.staging.rglob("*"), reverse=True):
             _sync(path)
         _sync(self.staging)
+        self._require_free()  # another run may have been faster
         replaced = self.staging.with_suffix(f".replaced-{os.getpid()}")
         if self.folder.exists():
             self.folder.rename(replaced)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError
 
 from data_io.sampled_format import SampledData
+from data_io.staging import Staging
 
 MAGIC, VERSION = 20240520, 1
 HEADER_INTS, HEADER_BYTES = 256, 1024
@@ -177,9 +177,8 @@ class ShardFolderWriter:
             raise ValueError(f"{shard_tokens=} is not in 1..{MOST_TOKENS}, what a header counts")
         self.folder, self.config, self.is_masked = folder.absolute(), config, is_masked
         self.name, self.shard_tokens = name, shard_tokens
-        self.staging = self.folder.with_name(f".{self.folder.name}.partial-{os.getpid()}")
-        shutil.rmtree(self.staging, ignore_errors=True)
-        self.staging.mkdir(parents=True)
+        self._aside = Staging(self.folder)
+        self.staging = self._aside.path
         self.num_tokens: dict[Part, int] = {"val": 0, "train": 0}
         self.num_documents: dict[Part, int] = {"val": 0, "train": 0}
         self._number = 0
@@ -243,7 +242,7 @@ class ShardFolderWriter:
             if kind is None:
                 self._publish()
         finally:
-            shutil.rmtree(self.staging, ignore_errors=True)
+            self._aside.close()
 
     def _publish(self) -> None:
         if not self._number:

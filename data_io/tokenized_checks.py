@@ -67,6 +67,8 @@ def _check_folders(root: Path, info: TokenizerInfo) -> Iterator[Finding]:
         raise ValueError(
             f"{root} holds no whole source; write some with python -m data_io.tokenize"
         )
+    if not num_rows:
+        yield Finding("FAIL", f"sources: no row in {num_sources:,}; tokenize some that have rows")
     told = f"{num_sources:,} with {num_rows:,} rows and {num_tokens:,} tokens"
     yield Finding("ok", f"sources: {told}, all ids in 0..{(info.vocab_size or 0) - 1}")
     if framing is not None:

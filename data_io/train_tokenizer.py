@@ -85,10 +85,10 @@ def main(arguments: list[str]) -> None:
     train(parse_options(TrainOptions, respelled, usage))
 
 
-def train(options: TrainOptions) -> Path:
-    """Trains and publishes; returns the path of tokenizer.json."""
+def train(options: TrainOptions, found: Sequence[SourceFile] = ()) -> Path:
+    """Trains and publishes; returns the path of tokenizer.json. `found`: the sources, as files."""
     _require_legal(options)
-    texts = TrainingTexts(options)
+    texts = TrainingTexts(options, found)
     tokenizer = train_on(texts, options.vocab_size, options.special_tokens or SPECIAL_TOKENS)
     if not texts.num_texts:
         raise ValueError(
@@ -137,9 +137,9 @@ def train_on(
 class TrainingTexts:
     """The texts of all sources, cut to `truncate_len`, one at a time; says what was left out."""
 
-    def __init__(self, options: TrainOptions) -> None:
+    def __init__(self, options: TrainOptions, found: Sequence[SourceFile] = ()) -> None:
         self.options = options
-        self.sources = find_sources(options.sources)
+        self.sources = list(found) or find_sources(options.sources)
         self.limits = _limits(self.sources, options)
         self.generator = np.random.Generator(np.random.Philox(seed=options.seed))
         self.num_texts = self.num_characters = 0

@@ -87,6 +87,7 @@ class Verifier:
             text=True,
             encoding="ascii",
             cwd=ROOT,
+            start_new_session=True,  # Ctrl-C would end it, and an answer count as wrong for that
         )
         reader = threading.Thread(target=_pass_on, args=(self._process, self._replies), daemon=True)
         reader.start()

@@ -81,6 +81,7 @@ def plainly_spelled(latex: str) -> str:
     text = re.sub(r"\\(?:dfrac|tfrac|cfrac)(?![A-Za-z])", r"\\frac", text)
     text = re.sub(r"\\(?:text|mathrm|textbf|mathbf)\{([^{}]*)\}", r"\1", text)
     text = text.replace("{,}", "").replace(r"\$", "").replace(r"\%", "").replace("%", "")
+    text = re.sub(r"(?<=\d)\s+(?=\d)(?!\d{3}(?!\d))", "~", text)  # 1 2 is not 12; 1 234 is 1234
     return re.sub(r"\s+|(?<=\d),(?=\d{3}(?!\d))", "", text)
 
 

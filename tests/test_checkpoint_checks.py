@@ -51,7 +51,7 @@ def delete_the_digests(checkpoint: Path) -> None:
     (checkpoint / "digests.json").unlink()
 
 
-DAMAGES = {
+DAMAGES: dict[Callable[[Path], None], str] = {
     cut_short: "fsdp2_step_6/optimizer/__0_0.distcp does not match its digest",
     flip_a_bit: "fsdp2_step_6/model/__0_0.distcp does not match its digest",
     delete_a_shard: "fsdp2_step_6/ema/__0_0.distcp is missing",

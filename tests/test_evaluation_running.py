@@ -238,6 +238,16 @@ def test_a_judge_that_fails_is_no_silence(tmp_path: Path) -> None:
         judge.wait()
 
 
+def test_quiet_answers_leave_nothing_in_a_log_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    planned, sheets = [plan("GSM8k")], list[Sheet]()
+    asking = runner(tmp_path, FakeEngine(), sheets, planned)
+    asking.is_quiet = True
+    asking.run([planned])
+    assert capsys.readouterr() == ("", "") and len(sheets) == 1
+
+
 def test_too_long_prompts_have_an_empty_answer_without_being_asked(tmp_path: Path) -> None:
     planned, sheets = [plan("BoolQ", num_shots=0)], list[Sheet]()
     ready = make_ready(planned[0], golden_mirror(), at_hand(FakeEngine()))

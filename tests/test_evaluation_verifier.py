@@ -70,6 +70,13 @@ def test_a_process_killed_between_two_answers_is_replaced(unreliable: Verifier) 
     assert unreliable.ask("puzzle", what="judge") == {"score": 1.0}
 
 
+def test_a_terminals_ctrl_c_does_not_reach_it(reliable: Verifier) -> None:
+    """It goes to a whole process group; the answer under way would be on record as wrong."""
+    process = reliable._process
+    assert process is not None
+    assert os.getpgid(process.pid) != os.getpgrp()
+
+
 def test_one_process_serves_many_answers(reliable: Verifier) -> None:
     process = reliable._process
     for text in ("7", "\\frac{14}{2}", "x"):
@@ -138,6 +145,8 @@ def test_the_robust_rule_of_mathematics(
 def test_plain_spelling() -> None:
     assert plainly_spelled(" $\\left( \\dfrac{1}{2} ,\\, 1,000 \\right)$") == "(\\frac{1}{2},1000)"
     assert plainly_spelled("1,2") == "1,2"
+    assert plainly_spelled("1 234 x") == "1234x"
+    assert plainly_spelled("1 2") != plainly_spelled("12")
 
 
 @given(HOSTILE)

@@ -14,7 +14,7 @@ import huggingface_hub
 import pytest
 
 from data_io import fetch_files
-from data_io.fetch_files import fetch, fetch_all, fetch_from_hub
+from data_io.fetch_files import as_sources, fetch, fetch_all, fetch_from_hub
 
 CONTENT = bytes(range(256)) * 5000
 
@@ -173,6 +173,19 @@ def test_the_hub_is_asked_for_the_first_files(
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     found = fetch_from_hub("someone/text", 2, tmp_path)
     assert found == [tmp_path / "a.parquet", tmp_path / "b.parquet"]
+
+
+def test_fetched_files_keep_their_folders_apart(tmp_path: Path) -> None:
+    paths = [tmp_path / place / "train.parquet" for place in ("b", "a")]
+    for path in paths:
+        path.parent.mkdir()
+        path.touch()
+    assert [file.name for file in as_sources(paths, tmp_path)] == [
+        "b/train.parquet",
+        "a/train.parquet",
+    ]
+    with pytest.raises(ValueError, match=r"README\.md is no \.jsonl"):
+        as_sources([tmp_path / "README.md"], tmp_path)
 
 
 def test_the_hub_out_of_reach_is_told_in_one_line(

@@ -115,17 +115,17 @@ def test_without_a_bad_step_guards_change_nothing(
     assert "guard" not in (clean / "fsdp2_epoch_1/progress.json").read_text()
 
 
-@pytest.mark.parametrize(("kind", "step"), [("loss", 1), ("gradient", 15), ("spike", 24)])
+@pytest.mark.parametrize(("kind", "step"), [("gradient", 1), ("spike", 24)])
 def test_a_bad_step_stops_the_run_and_names_its_examples(
     kind: str, step: int, data: Path, train: Callable[..., tuple[Done, Path]]
 ) -> None:
     done, run = train({step: kind}, "guard.spike_score=20", "guard.policy=stop")
     assert done.code == 1 and "Traceback" not in done.stderr
-    told = {"loss": "is not finite (rank 0: nan)", "gradient": "gradient is not finite"}
-    assert told.get(kind, "robust standard deviations above the median") in done.stderr
+    told = {"gradient": "gradient is not finite", "spike": "robust standard deviations above"}
+    assert told[kind] in done.stderr
     (event,) = events(run)
     assert (event["step"], event["epoch"], event["action"]) == (step, 0, "stop")
-    assert (event["loss"] is None) == (kind == "loss")
+    assert event["loss"] is not None
     assert (event["grad_norm"] is None) == (kind == "gradient")
     first, last = [0, *cursors(data)][step - 1 : step + 1]
     assert sorted(event["examples_of_ranks"][0]) == list(range(first, last))

@@ -240,5 +240,5 @@ def test_a_wrong_option_is_named(
 
 
 def test_an_epoch_that_is_not_there_is_named(sampled: Path) -> None:
-    with pytest.raises(OSError, match="holds 2 prepared epochs"):
+    with pytest.raises(ValueError, match=r"epoch=2 is not in .*; use one from 0 to 1"):
         main([str(sampled), "epoch=2"])

@@ -152,6 +152,20 @@ def test_a_command_that_failed_early_can_be_corrected(source: Path, tmp_path: Pa
     assert json.loads((output / "recipe.json").read_text())["vocab_size"] == 305
 
 
+def test_files_of_equal_names_in_several_folders_are_told_apart(
+    source: Path, tmp_path: Path
+) -> None:
+    for number, file in enumerate(sorted(source.iterdir())):
+        place = tmp_path / "texts" / f"part{number}"
+        place.mkdir(parents=True)
+        (place / "train.parquet").write_bytes(file.read_bytes())
+    options = ("formats=bin", "tok_train_shards=2")
+    arguments = command(tmp_path / "texts", tmp_path / "corpus", *options)
+    main([each for each in arguments if each != "tok_train_shards=1"])
+    files = json.loads((tmp_path / "corpus" / "recipe.json").read_text())["files"]
+    assert [name for name, _ in files] == [f"part{k}/train.parquet" for k in range(NUM_FILES)]
+
+
 def test_of_a_single_file_some_documents_are_held_out(source: Path, tmp_path: Path) -> None:
     file = tmp_path / "all.jsonl"
     file.write_text("".join(json.dumps({"text": text(number)}) + "\n" for number in range(300)))

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import yaml
 from mixture_cases import write_mirror
+from tokenizers import Tokenizer, models
+from tokenizers.pre_tokenizers import ByteLevel
 
 from data_io.byte_tokenizer import write_byte_tokenizer
 from data_io.import_shards import main as import_shards
@@ -202,3 +204,19 @@ def test_records_are_drawn_evenly() -> None:
         assert found == sorted(set(found)) and len(found) == 3
         hits[found] += 1
     assert hits.min() > 80 and hits.max() < 160  # 120 expected, deviation 9
+
+
+def test_a_tokenizer_without_special_tokens_gets_them_on_request(
+    mixture: Path, mirror: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bare = Tokenizer(models.BPE({letter: k for k, letter in enumerate(ByteLevel.alphabet())}, []))
+    bare.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    bare.save(str(tmp_path / "bare.json"))
+    arguments = [f"mixture={mixture}", f"data_dir={mirror}", f"tokenizer={tmp_path}/bare.json",
+                 f"output={tmp_path / 'out'}", "format=bin"]  # fmt: skip
+    with pytest.raises(ValueError, match=r"has no special tokens .* add_special=true"):
+        main(arguments)
+    main([*arguments, "add_special=true"])
+    assert capsys.readouterr().err.endswith(f"{tmp_path / 'out'} is made\n")
+    made = Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json"))
+    assert (made.token_to_id("<|PAD|>"), made.token_to_id("</think>")) == (256, 286)

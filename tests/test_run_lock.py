@@ -22,7 +22,7 @@ from run_cases import ALONE, TinyRun
 import training.run_lock
 from training.checkpoint import CONFIG_FILE
 from training.run_lock import LOCK_FILE, Holder, RunLock, require_unlocked
-from training.starting import find_start
+from training.starting import agree_on_start, find_start
 
 
 @pytest.fixture
@@ -145,6 +145,22 @@ def test_of_several_that_start_at_once_one_gets_it(tmp_path: Path, is_stale: boo
     for each in racers:
         each.join()
     assert found == ["has it", "refused", "refused", "refused"]
+
+
+def test_what_another_run_is_writing_is_not_touched(
+    tmp_path: Path, sleeper: subprocess.Popen[bytes]
+) -> None:
+    run = TinyRun(tmp_path / "run").create()
+    run.save_steps(3)
+    replaced = tmp_path / "run/.fsdp2_step_3.replaced"  # as it is for a moment in saving again
+    (tmp_path / "run/fsdp2_step_3").rename(replaced)
+    leave_lock(tmp_path / "run", holder_of(sleeper.pid))
+    with pytest.raises(ValueError, match="trains in"):
+        agree_on_start(run.directory, run.config, ALONE)
+    assert replaced.is_dir()
+    sleeper.kill()
+    sleeper.wait()
+    assert agree_on_start(run.directory, run.config, ALONE).progress.step == 3
 
 
 def test_what_a_run_leaves_that_was_killed_at_its_very_beginning_is_no_bar(tmp_path: Path) -> None:

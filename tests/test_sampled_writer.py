@@ -109,10 +109,24 @@ def test_only_sampled_data_is_ever_overwritten_and_only_when_asked(tmp_path: Pat
     assert SampledData.open(folder).tokens().tolist() == [4, 5, 6]
     (tmp_path / "papers").mkdir()
     (tmp_path / "papers" / "thesis.tex").touch()
+    (tmp_path / "papers" / "tokens.npy").touch()  # as tokenized data have, too
     for place in (tmp_path / "papers", tmp_path / "papers" / "thesis.tex"):
         with pytest.raises(ValueError, match="only such a folder is ever replaced"):
             write(place, [1, 2, 3], overwrite=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "papers"]
+
+
+def test_of_two_runs_at_once_the_slower_replaces_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    with (
+        pytest.raises(ValueError, match="exists and is not empty"),
+        SampledWriter(folder, INFO, max_seq_len=9) as writer,
+    ):
+        writer.add_tokens(np.array([1, 2, 3]))
+        writer.add_epoch(one_example(3))
+        folder.mkdir()
+        (folder / "thesis.tex").touch()
+    assert [path.name for path in tmp_path.rglob("*")] == ["data", "thesis.tex"]
 
 
 def test_what_could_not_be_read_again_is_refused_at_once(tmp_path: Path) -> None:

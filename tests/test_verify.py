@@ -232,6 +232,16 @@ def test_other_faults_of_tokenized_data_are_named(
     assert (code, "tokenizer_info.json is missing" in out) == (1, True)
 
 
+def test_data_without_a_row_are_not_sound(
+    tokenized: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in (tokenized / "a.jsonl", tokenized / "b__c.jsonl"):
+        for path in folder.glob("*.npy"):
+            np.save(path, np.load(path)[:0])
+    code, out = verified(capsys, tokenized)
+    assert (code, "sources: no row in 2" in out) == (1, True)
+
+
 def test_stale_sources_are_named(
     tokenized: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -197,7 +197,7 @@ class RunDirectory:
     def prune_steps(self, keep_last: int | None) -> None:
         """Removes step checkpoints before the last ones (None: keeps all); never epochs' or 0.
 
-        Damaged ones do not count, and stay: the last that can be continued from is never removed.
+        Damaged ones after the last sound one stay beside: that one is never removed.
         """
         if keep_last is None:
             return

@@ -76,7 +76,16 @@ class RunLock:
         return on_main(self.world, self._take) if self._is_wanted else []
 
     def _take(self) -> list[str]:
-        self.run.mkdir(parents=True, exist_ok=True)
+        try:
+            self.run.mkdir(parents=True, exist_ok=True)
+            return self._write()
+        except OSError as error:
+            raise ValueError(
+                f"nothing can be written to {self.run}: {error.strerror} ({error.filename}); make "
+                "room or give the right to write, or choose another checkpoint_path"
+            ) from error
+
+    def _write(self) -> list[str]:
         path, notes = self.run / LOCK_FILE, []
         with _alone(self.run):
             if path.exists():

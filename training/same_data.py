@@ -11,7 +11,7 @@ from typing import Any
 from data_io.prompt_format import find_tokenizer, token_differences
 from data_io.sampled_format import SampledData
 from training.agreement import gathered, on_main
-from training.checkpoint import METADATA_FILE, Checkpoint
+from training.checkpoint import Checkpoint, Progress
 from training.distributed import World
 from training.run_records import fingerprint_of, tokens_of_run
 from training.schema import RunConfig
@@ -41,7 +41,8 @@ def agree_on_data(
     _require_one_data(data, config, world)
     if checkpoint and checkpoint.data and checkpoint.data != recorded.get("data"):
         recorded = {"data": checkpoint.data}
-    return on_main(world, lambda: _continued_on(run, data, config, recorded))
+    progress = checkpoint.progress if checkpoint else Progress()
+    return on_main(world, lambda: _continued_on(run, data, config, recorded, progress))
 
 
 def _require_one_data(data: SampledData, config: RunConfig, world: World) -> None:
@@ -65,7 +66,7 @@ def _require_one_data(data: SampledData, config: RunConfig, world: World) -> Non
 
 
 def _continued_on(
-    run: Path, data: SampledData, config: RunConfig, recorded: Mapping[str, Any]
+    run: Path, data: SampledData, config: RunConfig, recorded: Mapping[str, Any], at: Progress
 ) -> list[str]:
     differences = _changed_tokens(run, data)
     if recorded.get("data"):
@@ -77,7 +78,15 @@ def _continued_on(
     if not differences:
         return []
     told = "; ".join(differences)
-    if config.allow_other_data:
+    if config.allow_other_data and at.epoch < config.epochs:
+        data.require_epochs(config.epochs)
+        num_examples = len(data.epoch(at.epoch))
+        if at.cursor > num_examples:
+            raise ValueError(
+                f"allow_other_data=true, but {run} stands at example {at.cursor:,} of an epoch, "
+                f"and epoch {at.epoch} in {config.data.path} has {num_examples:,}; give larger "
+                "data, or start another run with another run_name"
+            )
         return [f"data        other than before, as allow_other_data=true admits: {told}"]
     raise ValueError(
         f"the data in {config.data.path} is not what {run} was trained on ({told}), so its "
@@ -88,9 +97,10 @@ def _continued_on(
 
 def _changed_tokens(run: Path, data: SampledData) -> list[str]:
     """What the ids of the data mean otherwise than when the run began."""
-    if not (run / METADATA_FILE).is_file():
+    try:
+        info, there = tokens_of_run(run)
+    except (ValueError, FileNotFoundError):  # there is no run yet, or the record is made anew
         return []
-    info, there = tokens_of_run(run)
     data_info = data.metadata.tokenizer_info
     before, now = find_tokenizer(info, there), find_tokenizer(data_info, data.folder)
     same_info = data_info.model_copy(update={"tokenizer_path": info.tokenizer_path}) == info

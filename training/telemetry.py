@@ -6,6 +6,7 @@ Nothing here waits for the device but at the steps that are logged. A tracker ge
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -86,8 +87,14 @@ class MetricsLogger:
             self._totals = _Totals(**state)
 
     def state(self) -> dict[str, Any]:
-        """The sums of the interval so far, over all ranks; every rank calls it."""
+        """The sums of the interval so far, over all ranks; every rank calls it when it saves.
+
+        What was written before is on the disk then: a continued run does not write it again.
+        """
         self._collect()
+        if self.world.is_main and self.path.exists():
+            with self.path.open("rb") as file:
+                os.fsync(file.fileno())
         return {name: getattr(self._totals, name) for name in ("loss", *_COUNTS)}
 
     def is_due(self, step: int) -> bool:

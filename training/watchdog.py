@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -118,13 +119,20 @@ def _last(seen: Seen) -> str:
 class Watchdog:
     """Watches over the ranks while it is entered; with one rank or no limit it does nothing.
 
-    Set `step` after each step.
+    Set `step` after each step. Where it ends the process, it leaves `held` (a lock) before.
     """
 
     def __init__(
-        self, world: World, limit_minutes: float | None, step: int = 0, *, advice: str = ADVICE
+        self,
+        world: World,
+        limit_minutes: float | None,
+        step: int = 0,
+        *,
+        held: AbstractContextManager[object] | None = None,
+        advice: str = ADVICE,
     ) -> None:
         self.world = world
+        self.held = held
         self.advice = advice
         self.limit_s = 60 * (limit_minutes or 0)
         self.beat_s = min(BEAT_S, self.limit_s / 15)
@@ -136,6 +144,7 @@ class Watchdog:
     def __enter__(self) -> Watchdog:
         if self.world.size > 1 and self.limit_s:
             self._store = _own_connection()
+            self._tell(self._sign())
             self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
             self._thread.start()
         return self
@@ -158,7 +167,7 @@ class Watchdog:
                 position, moved_at = sign.position, time.monotonic()
             still_s = time.monotonic() - moved_at
             try:
-                self._store.set(_key(sign.rank), json.dumps(asdict(sign)))
+                self._tell(sign)
                 if self._store.check(["verdict"]):
                     self._carry_out(json.loads(self._store.get("verdict")))
                 if still_s < MISSED_BEATS * self.beat_s:
@@ -188,6 +197,9 @@ class Watchdog:
             frame is not None and frame.f_code.co_filename.startswith(_COLLECTIVES),
             _place(frame),
         )
+
+    def _tell(self, sign: Sign) -> None:
+        self._store.set(_key(sign.rank), json.dumps(asdict(sign)))
 
     def _look(self, known: Known) -> dict[int, Seen]:
         """All ranks that have begun, as they look from here since `known` was empty."""
@@ -234,6 +246,8 @@ class Watchdog:
         """Leaves at once: what is still to be done in this process may wait for other ranks."""
         if message:
             print(f"error: {message}; {self.advice}", file=sys.stderr)
+        if self.held is not None:
+            self.held.__exit__(None, None, None)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(EXIT_CODE)
