@@ -150,6 +150,7 @@ def fastest(
             started_at = seconds(device)
             call()
             elapsed_s = seconds(device) - started_at
+            print(f"{name}: {elapsed_s:.1f} s", file=sys.stderr, flush=True)
             found[name] = min(found.get(name, elapsed_s), elapsed_s)
     return found
 
