@@ -43,6 +43,7 @@ class SourceState:
 
     size: int  # bytes
     mtime_ns: int
+    identity: str | None = ""  # of what is no file; None: nothing tells whether it changed
 
     @classmethod
     def of(cls, path: Path) -> SourceState:

@@ -3,16 +3,16 @@
     python -m data_io.tokenize SOURCE... -o OUT --tokenizer-path TOKENIZER [--conditions k=tok,...]
     python -m data_io.tokenize sources=SOURCE,... output=OUT tokenizer_path=TOKENIZER [turns=all]
 
-SOURCE is a folder or file of JSONL (also .gz, .zst), JSON arrays or Parquet, in any layout that
-data_io.readers knows. Run again, it tokenizes what is new or changed, and removes what has no
-source any more. OUT has its tokenizer_info.json when every source is done, and not before.
+SOURCE is a folder or file of JSONL (also .gz, .zst), JSON arrays or Parquet, or hub:OWNER/NAME or
+hub:FOLDER, a Hugging Face data set; in any layout that data_io.readers knows. Run again, it
+tokenizes what is new or changed, and removes what has no source any more. OUT has its
+tokenizer_info.json when every source is done, and not before.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -30,11 +30,17 @@ from data_io.published_options import as_key_values
 from data_io.readers import AUTO, require_reader
 from data_io.records import DEFAULT_CONDITION
 from data_io.sampled_writer import UINT16_VOCAB
-from data_io.source_files import find_sources
+from data_io.sources import find_all_sources, require_apart
 from data_io.special_tokens import BOQ, EOA, EOQ
 from data_io.tokenize_plan import TokenizePlan, TokenizeProgress
-from data_io.tokenized_format import INFO_FILE, MadeBy, write_tokenizer_info
-from data_io.tokenized_writer import locked, remove_folder
+from data_io.tokenized_format import (
+    INFO_FILE,
+    METADATA_FILE,
+    MadeBy,
+    tokenized_folders,
+    write_tokenizer_info,
+)
+from data_io.tokenized_writer import LOCK_FILE, locked, remove_folder
 from data_io.tokenizing import EncodingSettings, Outcome, tokenize_source
 
 SHOWN_FAILURES = 5
@@ -44,8 +50,10 @@ class TokenizeOptions(ExecutorOptions):
     """What is tokenized, with what, and where to."""
 
     sources: tuple[Path, ...] = Field(
-        description="folders or files, joined by commas", min_length=1
+        description="folders, files or data sets (hub:OWNER/NAME), joined by commas", min_length=1
     )
+    config: str | None = Field(default=None, description="of data sets of the hub")
+    split: str = Field(default="train", description="of data sets of the hub")
     output: Path = Field(description="folder of the tokenized data (-o)")
     tokenizer_path: Path | None = Field(
         default=None,
@@ -102,8 +110,9 @@ def main(arguments: list[str]) -> None:
 def tokenize(options: TokenizeOptions) -> None:
     """Brings the output up to date and prints what it holds. ValueError: a source failed."""
     require_reader(options.reader)
-    sources = find_sources(options.sources)
-    _require_apart(options.output, options.sources)
+    require_apart(options.output, options.sources)
+    _require_free(options.output)
+    sources = find_all_sources(options.sources, options.config, options.split)
     loaded = LoadedFormat.load(
         options.tokenizer_path,
         framing=(options.boq, options.eoq, options.eoa),
@@ -157,13 +166,17 @@ def _token_type(options: TokenizeOptions, id_limit: int) -> str:
     return np.dtype(np.uint16 if id_limit <= UINT16_VOCAB else np.uint32).name
 
 
-def _require_apart(output: Path, sources: Iterable[Path]) -> None:
-    for source in sources:
-        if output.resolve().is_relative_to(source.resolve()):
-            raise ValueError(
-                f"output={output} lies within the source {source}, where the next run would take "
-                "it for source files; choose a folder outside"
-            )
+def _require_free(output: Path) -> None:
+    """Refuses a folder whose tokenizer is of something else, such as of a model."""
+    if not (output / TOKENIZER_FILE).exists():
+        return
+    is_tokenized = any((output / name).is_file() for name in (INFO_FILE, LOCK_FILE))
+    is_sampled = (output / METADATA_FILE).exists()
+    if is_sampled or not (is_tokenized or tokenized_folders(output)):
+        raise ValueError(
+            f"output={output} holds a {TOKENIZER_FILE} that is not of tokenized data, and this "
+            "run would replace it; choose an output of its own"
+        )
 
 
 def _clear(plan: TokenizePlan, output: Path) -> None:

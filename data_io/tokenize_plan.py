@@ -12,7 +12,7 @@ from typing import Self
 from tqdm import tqdm
 
 from data_io.sampled_format import INDEX_NAMES
-from data_io.source_files import SourceFile
+from data_io.sources import Source
 from data_io.tokenized_format import MADE_FILE, METADATA_FILE, MadeBy, tokenized_folders
 from data_io.tokenizing import EncodingSettings, Outcome, TokenizeJob
 
@@ -31,7 +31,7 @@ class TokenizePlan:
     orphans: list[Path]
 
     @classmethod
-    def make(cls, sources: Sequence[SourceFile], output: Path, settings: EncodingSettings) -> Self:
+    def make(cls, sources: Sequence[Source], output: Path, settings: EncodingSettings) -> Self:
         fingerprint = settings.fingerprint()
         jobs, remade, unchanged = [], Counter[str](), []
         for source in sources:
@@ -50,14 +50,16 @@ class TokenizePlan:
         return cls(jobs, remade, unchanged, orphans)
 
 
-def _why_again(folder: Path, source: SourceFile, fingerprint: str) -> str | None:
+def _why_again(folder: Path, source: Source, fingerprint: str) -> str | None:
     """None: the folder is what this run would make; "" where there is none yet."""
     if not folder.exists():
         return ""
     made = MadeBy.find(folder)
     if made is None:
         return "made by another program"
-    if (made.source_size, made.source_mtime_ns) != (source.state.size, source.state.mtime_ns):
+    if source.state.identity is None:
+        return "nothing tells whether the data set has changed"
+    if not made.is_of(source.state):
         return "source has changed"
     return None if made.fingerprint == fingerprint else "tokenizer or options have changed"
 

@@ -16,7 +16,7 @@ from data_io.checks import (
     prompt_format,
 )
 from data_io.sampled_format import CHUNK, INDEX_NAMES, EpochIndex, TokenizerInfo
-from data_io.source_files import find_sources
+from data_io.sources import find_all_sources
 from data_io.tokenized_format import (
     INFO_FILE,
     MAKE_AGAIN,
@@ -31,8 +31,13 @@ from data_io.tokenized_format import (
 MTIME_S = 1.0  # file systems and copies keep times that exactly
 
 
-def check_tokenized(root: Path, sources: Sequence[Path]) -> Iterator[Finding]:
-    """All findings about a tokenized folder; with `sources`, also whether it is of today's."""
+def check_tokenized(
+    root: Path, sources: Sequence[Path], config: str | None = None, split: str = "train"
+) -> Iterator[Finding]:
+    """All findings about a tokenized folder; with `sources`, also whether it is of today's.
+
+    `config` and `split`: of sources that are data sets.
+    """
     try:
         info = read_tokenizer_info(root)
     except (ValueError, OSError) as error:
@@ -43,7 +48,7 @@ def check_tokenized(root: Path, sources: Sequence[Path]) -> Iterator[Finding]:
     yield from findings(_check_made, root)
     yield from findings(check_tokenizer, info, root)
     if sources:
-        yield from findings(_check_sources, root, sources)
+        yield from findings(_check_sources, root, sources, config, split)
 
 
 def _check_folders(root: Path, info: TokenizerInfo) -> Iterator[Finding]:
@@ -113,9 +118,12 @@ def _check_made(root: Path) -> Iterator[Finding]:
         yield Finding("note", f"{dropped:,} rows of the sources were dropped when tokenized")
 
 
-def _check_sources(root: Path, paths: Sequence[Path]) -> Iterator[Finding]:
+def _check_sources(
+    root: Path, paths: Sequence[Path], config: str | None, split: str
+) -> Iterator[Finding]:
     """Whether the folders are those of the sources, as these are now."""
-    sources = {source.folder_name: source for source in find_sources(paths)}
+    found = find_all_sources(paths, config, split)
+    sources = {source.folder_name: source for source in found}
     folders = {folder.name: folder for folder in tokenized_folders(root)}
     again = "run python -m data_io.tokenize again"
     for name in sorted(sources.keys() - folders.keys()):
@@ -127,7 +135,11 @@ def _check_sources(root: Path, paths: Sequence[Path]) -> Iterator[Finding]:
         state = sources[name].state
         metadata = SourceMetadata.model_validate_json((folders[name] / METADATA_FILE).read_bytes())
         moved_s = abs(metadata.source_mtime - state.mtime_ns / 1e9)
-        if metadata.source_size != state.size or moved_s > MTIME_S:
+        is_stale = metadata.source_size != state.size or moved_s > MTIME_S
+        if state.identity:  # of a data set
+            made = MadeBy.find(folders[name])
+            is_stale = made is None or not made.is_of(state)
+        if is_stale:
             stale += 1
             yield Finding(
                 "FAIL",

@@ -12,7 +12,7 @@ pipeline have none.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat, NonNegativeInt, ValidationError
 
 from data_io.sampled_format import INDEX_NAMES, IntArray, TokenizerInfo
+from data_io.source_files import SourceState
 
 INFO_FILE, METADATA_FILE, MADE_FILE = "tokenizer_info.json", "metadata.json", "made.json"
 MAKE_AGAIN = "delete the folder and tokenize again, or copy it again from where it is whole"
@@ -43,10 +44,18 @@ class MadeBy(BaseModel):
     fingerprint: str  # of the tokenizer and of all options that decide ids
     source_size: NonNegativeInt  # bytes
     source_mtime_ns: int
+    source_identity: str | None = ""  # of a data set; None: nothing tells if it changed
     source_rows: NonNegativeInt
     examples: NonNegativeInt
     tokens: NonNegativeInt
     dropped: dict[str, NonNegativeInt]  # reason -> rows
+
+    def is_of(self, state: SourceState) -> bool:
+        """Whether that is the source as it was; the size of a data set is not always known."""
+        if state.identity:
+            return self.source_identity == state.identity
+        made = (self.source_size, self.source_mtime_ns, self.source_identity)
+        return made == astuple(state)
 
     @classmethod
     def find(cls, folder: Path) -> MadeBy | None:

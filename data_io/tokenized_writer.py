@@ -8,6 +8,8 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
+import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,7 +24,7 @@ from data_io.sampled_format import INDEX_NAMES, IntArray
 from data_io.tokenized_format import CHUNK, MADE_FILE, METADATA_FILE, MadeBy
 
 LOCK_FILE = ".lock"
-LEFTOVERS = (".partial", ".replaced", ".position")  # endings of hidden names
+LEFTOVERS = re.compile(r"\..*\.(partial(-[0-9a-f]+)?|replaced|position)")  # hidden names
 
 
 @contextmanager
@@ -43,9 +45,10 @@ def locked(root: Path) -> Iterator[None]:
 
 
 def _clear_leftovers(root: Path) -> None:
+    """A worker that outlives its run for a moment loses its folder, and publishes nothing."""
     for path in root.glob(".*"):
-        if path.name.endswith(LEFTOVERS):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if LEFTOVERS.fullmatch(path.name):
+            remove_folder(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def remove_folder(folder: Path) -> None:
@@ -65,8 +68,7 @@ class TokenizedWriter:
 
     def __init__(self, folder: Path, *, token_type: np.dtype[Any], scored: bool = False) -> None:
         self.folder = folder
-        self.staging = folder.with_name(f".{folder.name}.partial")
-        shutil.rmtree(self.staging, ignore_errors=True)
+        self.staging = folder.with_name(f".{folder.name}.partial-{secrets.token_hex(8)}")
         self.staging.mkdir(parents=True)
         index_type = np.dtype(np.uint64)
         self._columns = {
@@ -110,7 +112,8 @@ class TokenizedWriter:
         """Replaces the folder, if there is one."""
         self._close()
         (self.staging / METADATA_FILE).write_text(json.dumps(metadata) + "\n", encoding="utf-8")
-        (self.staging / MADE_FILE).write_text(made.model_dump_json(indent=1) + "\n", "utf-8")
+        told = made.model_dump_json(indent=1, exclude_defaults=True)
+        (self.staging / MADE_FILE).write_text(told + "\n", encoding="utf-8")
         for path in (*self.staging.iterdir(), self.staging):
             _sync(path)
         remove_folder(self.folder)

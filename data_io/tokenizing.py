@@ -27,7 +27,7 @@ from data_io.prompt_format import PromptFormat
 from data_io.readers import to_record
 from data_io.records import Conversation, Document, Record
 from data_io.sampled_format import IntArray
-from data_io.source_files import SourceFile
+from data_io.sources import Source
 from data_io.tokenized_format import MadeBy
 from data_io.tokenized_writer import TokenizedWriter
 
@@ -72,7 +72,7 @@ class EncodingSettings:
 class TokenizeJob:
     """A source, and where its ids go."""
 
-    source: SourceFile
+    source: Source
     folder: Path
     settings: EncodingSettings
 
@@ -142,6 +142,7 @@ def _tokenize(job: TokenizeJob, tally: Tally) -> MadeBy:
             fingerprint=settings.fingerprint(),
             source_size=source.state.size,
             source_mtime_ns=source.state.mtime_ns,
+            source_identity=source.state.identity,
             source_rows=tally.num_rows,
             examples=writer.num_rows,
             tokens=writer.num_tokens,

@@ -3,9 +3,10 @@
     python -m data_io.train_tokenizer SOURCE... -o OUT [-p prefix_config.yaml] [--vocab-size 65536]
     python -m data_io.train_tokenizer sources=SOURCE,... output=OUT [vocab_size=65536]
 
-SOURCE is a folder or file of JSONL (also .gz, .zst), JSON arrays or Parquet, in any layout that
-data_io.readers knows. OUT gets tokenizer.json, and the config.json by which AutoTokenizer reads it.
-The same options on the same files make the same tokenizer.
+SOURCE is a folder or file of JSONL (also .gz, .zst), JSON arrays or Parquet, or hub:OWNER/NAME or
+hub:FOLDER, a Hugging Face data set; in any layout that data_io.readers knows. OUT gets
+tokenizer.json, and the config.json by which AutoTokenizer reads it. The same options on the same
+files make the same tokenizer.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from data_io.options import parse_options
 from data_io.published_options import as_key_values
 from data_io.readers import AUTO, require_reader, to_record
 from data_io.records import BadRowError
-from data_io.source_files import SourceFile, find_sources
+from data_io.source_files import SourceFile
+from data_io.sources import Source, find_all_sources
 from data_io.special_tokens import SPECIAL_TOKENS
 from data_io.tokenizing import texts_of
 
@@ -50,8 +52,10 @@ class TrainOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     sources: tuple[Path, ...] = Field(
-        description="folders or files, joined by commas", min_length=1
+        description="folders, files or data sets (hub:OWNER/NAME), joined by commas", min_length=1
     )
+    config: str | None = Field(default=None, description="of data sets of the hub")
+    split: str = Field(default="train", description="of data sets of the hub")
     output: Path = Field(description="folder for tokenizer.json and config.json (-o)")
     prefix_config_path: Path | None = Field(
         default=None, description="mixture of data_io.sample, for its max_per_file (-p)"
@@ -139,7 +143,9 @@ class TrainingTexts:
 
     def __init__(self, options: TrainOptions, found: Sequence[SourceFile] = ()) -> None:
         self.options = options
-        self.sources = list(found) or find_sources(options.sources)
+        self.sources: list[Source] = list(found) or find_all_sources(
+            options.sources, options.config, options.split
+        )
         self.limits = _limits(self.sources, options)
         self.generator = np.random.Generator(np.random.Philox(seed=options.seed))
         self.num_texts = self.num_characters = 0
@@ -164,7 +170,7 @@ class TrainingTexts:
     def dropped_shown(self) -> str:
         return ", ".join(f"{count:,} {reason}" for reason, count in sorted(self.dropped.items()))
 
-    def _chosen(self, source: SourceFile, show: Callable[[int], None]) -> Iterator[str]:
+    def _chosen(self, source: Source, show: Callable[[int], None]) -> Iterator[str]:
         limit = self.limits[source.name]
         if limit is None:
             yield from self._texts(source, show, self.dropped)
@@ -182,7 +188,7 @@ class TrainingTexts:
                 yield text
 
     def _texts(
-        self, source: SourceFile, show: Callable[[int], None], dropped: Counter[str]
+        self, source: Source, show: Callable[[int], None], dropped: Counter[str]
     ) -> Iterator[str]:
         for row in source.rows(show):
             try:
@@ -197,7 +203,7 @@ class TrainingTexts:
                         yield text[: self.options.truncate_len]
 
 
-def _limits(sources: Sequence[SourceFile], options: TrainOptions) -> dict[str, int | None]:
+def _limits(sources: Sequence[Source], options: TrainOptions) -> dict[str, int | None]:
     """How many texts of each file are read; None: all."""
     if options.prefix_config_path is None:
         return {source.name: None for source in sources}

@@ -33,8 +33,10 @@ class VerifyOptions(BaseModel):
 
     folder: Path = Field(description="sampled or tokenized data; the name may be left out")
     sources: tuple[Path, ...] = Field(
-        (), description="files or folders that tokenized data must be of, as they are now"
+        (), description="files, folders or data sets that tokenized data must be of, as they are"
     )
+    config: str | None = Field(default=None, description="of data sets of the hub")
+    split: str = Field(default="train", description="of data sets of the hub")
 
 
 def is_sampled(folder: Path) -> bool:
@@ -54,7 +56,7 @@ def is_sampled(folder: Path) -> bool:
 def verify(options: VerifyOptions) -> Iterator[Finding]:
     """All findings, each when it is made."""
     if not is_sampled(options.folder):
-        yield from check_tokenized(options.folder, options.sources)
+        yield from check_tokenized(options.folder, options.sources, options.config, options.split)
         return
     if options.sources:
         raise ValueError(

@@ -31,7 +31,6 @@ import torch.distributed as dist
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 from torch import Tensor
-from torch.distributed.rendezvous import rendezvous
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -48,6 +47,7 @@ PACKAGES = ("torch", "numpy", "numba", "hydra-core", "omegaconf", "pydantic", "s
 VARIABLES = ("NCCL_", "GLOO_", "TORCH_", "PYTORCH_", "CUBLAS_", "CUDA_LAUNCH", "OMP_", "MKL_")
 NOT_SOURCES = ("tests", "data", "checkpoints", "docs", "benchmarks")
 POLL_S = 0.1
+READING_S = 5.0  # for the others to read what all have written
 
 Facts = dict[str, dict[str, str]]  # of one rank: kind -> name -> value
 
@@ -76,7 +76,9 @@ def main(arguments: list[str]) -> None:
             "one process has nobody to compare itself with; start it with "
             "torchrun --nproc_per_node=2 scripts/check_distributed.py"
         )
-    everyone = roll_call(facts([a for a in arguments if a not in own]), options.timeout_s)
+    store = meet(options.timeout_s)
+    found = facts([a for a in arguments if a not in own])
+    everyone = roll_call(store, found, options.timeout_s)
     if not compare(everyone):
         sys.exit(1)
     world = start_world(options.device, options.timeout_s / 60)
@@ -92,9 +94,11 @@ def main(arguments: list[str]) -> None:
 
 def facts(arguments: list[str]) -> Facts:
     """What this rank would train with."""
+    built_for = {"cuda": str(torch.version.cuda), "hip": str(torch.version.hip)}
+    versions = {name: metadata.version(name) for name in PACKAGES}
     found: Facts = {
         "sources": sources(),
-        "packages": {"python": platform.python_version(), **packages()},
+        "packages": {"python": platform.python_version(), **versions, **built_for},
         "variables": {k: v for k, v in sorted(os.environ.items()) if k.startswith(VARIABLES)},
     }
     if arguments:
@@ -112,12 +116,6 @@ def sources() -> dict[str, str]:
         for file in sorted(files)
         if file.suffix in (".py", ".yaml") and file.is_file()
     }
-
-
-def packages() -> dict[str, str]:
-    """Versions, and what torch was built for."""
-    versions = {name: metadata.version(name) for name in PACKAGES}
-    return versions | {"cuda": str(torch.version.cuda), "hip": str(torch.version.hip)}
 
 
 def configuration(arguments: list[str]) -> Facts:
@@ -149,23 +147,35 @@ def flat(section: Mapping[str, object], prefix: str = "") -> list[tuple[str, str
     return pairs
 
 
-def roll_call(own: Facts, timeout_s: float) -> list[tuple[str, Facts]]:
-    """Host and facts of every rank; ends the process, naming them, where some do not answer."""
-    deadline = time.monotonic() + timeout_s
+def meet(timeout_s: float) -> dist.Store:
+    """The store of all ranks; where rank 0 keeps it, others reach it as long as rank 0 holds it."""
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    is_kept_by_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     try:
-        store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=timeout_s)))
-    except (dist.DistError, RuntimeError) as error:
-        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        return dist.TCPStore(
+            host,
+            port,
+            is_master=os.environ["RANK"] == "0" and not is_kept_by_torchrun,
+            timeout=timedelta(seconds=timeout_s),
+            wait_for_workers=False,
+            multi_tenant=True,  # the process group uses it too
+        )
+    except RuntimeError as error:
         told = str(error).splitlines()[0]
-        give_up(f"rank 0 does not answer at {where} within {timeout_s:g} s ({told})")
-    store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+        give_up(f"rank 0 does not answer at {host}:{port} within {timeout_s:g} s ({told})")
+
+
+def roll_call(whole: dist.Store, own: Facts, timeout_s: float) -> list[tuple[str, Facts]]:
+    """Host and facts of every rank; ends the process, naming them, where some do not answer."""
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    store = dist.PrefixStore(f"check {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", whole)
     store.set(f"facts {rank}", json.dumps([platform.node(), own]))
-    missing = list(range(size))
-    while missing and time.monotonic() < deadline:
-        missing = [each for each in missing if not store.check([f"facts {each}"])]
-        time.sleep(POLL_S)
+    missing = wait_for(store, "facts", list(range(size)), timeout_s)
     there = [each for each in range(size) if each not in missing]
     everyone = [json.loads(store.get(f"facts {each}")) for each in there]
+    store.set(f"read {rank}", "")
+    if rank == 0:
+        wait_for(store, "read", there, READING_S)  # the store may end with this process
     if missing:
         hosts = ", ".join(f"{n} ({host})" for n, (host, _) in zip(there, everyone, strict=True))
         give_up(
@@ -174,6 +184,16 @@ def roll_call(own: Facts, timeout_s: float) -> list[tuple[str, Facts]]:
             is_speaker=rank == there[0],
         )
     return [(host, found) for host, found in everyone]
+
+
+def wait_for(store: dist.Store, what: str, ranks: list[int], timeout_s: float) -> list[int]:
+    """Those of the ranks that have not written it in time."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        ranks = [each for each in ranks if not store.check([f"{what} {each}"])]
+        if not ranks or time.monotonic() > deadline:
+            return ranks
+        time.sleep(POLL_S)
 
 
 def give_up(message: str, *, is_speaker: bool = True) -> NoReturn:

@@ -39,10 +39,10 @@ from data_io.records import DEFAULT_CONDITION
 from data_io.sampled_writer import SampledWriter
 from data_io.shown_examples import shown
 from data_io.source_files import RawRow, SourceFile, find_sources
+from data_io.sources import require_apart, separated
 from data_io.special_tokens import BOQ, EOA, EOQ
 from multipack_sampler import count_epoch
 
-HUB = "hub:"
 ROW_EXAMPLES = 16  # a row of the packing statistics holds so many of the longest legal examples
 
 
@@ -136,6 +136,7 @@ class Preparation:
 
     def __init__(self, options: SftOptions) -> None:
         self.options = options
+        require_apart(options.output, options.train)
         self.sources = sources_of(options)
         self.format = LoadedFormat.load(
             options.tokenizer,
@@ -259,9 +260,7 @@ class Preparation:
 
 def sources_of(options: SftOptions) -> list[SourceFile | HubData]:
     """Files first, then data sets of the hub."""
-    names = [str(path) for path in options.train if str(path).startswith(HUB)]
-    files = [path for path in options.train if str(path) not in names]
-    data = [HubData(name.removeprefix(HUB), options.config, options.split) for name in names]
+    files, data = separated(options.train, options.config, options.split)
     return [*(find_sources(files) if files else ()), *data]
 
 

@@ -94,11 +94,11 @@ def test_other_variables_and_one_process_alone_are_refused(folder: Path) -> None
 @pytest.mark.slow
 def test_other_sources_data_and_settings_are_named(folder: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
-    for part in ("config", "training", "models", "data_io", "evaluation", "inference", "scripts"):
-        shutil.copytree(ROOT / part, other / part, ignore=shutil.ignore_patterns("__pycache__"))
-    for file in ROOT.glob("*.py"):
-        shutil.copy(file, other)
-    (other / "training/schedule.py").open("a").write("# changed\n")
+    for name in sources():
+        (other / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, other / name)
+    with (other / "training/schedule.py").open("a") as file:
+        file.write("# changed\n")
     data = [write_tiny_data(tmp_path / name, examples=n) for name, n in (("a", 60), ("b", 61))]
     lines = [
         (*QUICK, "arch/size@arch=nano", "global_batch_size=64", f"data.path={path}", f"lr={lr}")

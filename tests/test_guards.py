@@ -190,8 +190,8 @@ def test_a_run_that_went_back_ends_the_same_wherever_it_was_stopped(
     expected = end_of(whole)
     taken = losses(whole)
     assert set(range(1, max(taken) + 1)) - set(taken) == {*range(13, 18), *range(20, 25)}
-    stopped, run = train(bad, *arguments, "checkpoint_steps=5", "max_steps=19")
-    assert "back to fsdp2_step_10" in stopped.check().stdout
+    stopped, run = train(bad, *arguments, "checkpoint_steps=7", "max_steps=19")
+    assert "back to fsdp2_step_7;" in stopped.check().stdout, "14 is in the window"
     state = json.loads((run / "fsdp2_step_19/progress.json").read_text())["log_state"]["guard"]
     assert (state["num_bad"], state["passed"]) == (1, [[13, 17]])
     done, _ = train(bad, *arguments, folder=run.parent)
@@ -199,7 +199,7 @@ def test_a_run_that_went_back_ends_the_same_wherever_it_was_stopped(
     assert_same(end_of(run), expected)
     assert losses(run) == taken
     assert [event["passed"] for event in events(run)] == [[13, 17], [20, 24]]
-    killed, run = train(bad, *arguments, "checkpoint_steps=5", killed_at=f"run/{GUARD_FILE}")
+    killed, run = train(bad, *arguments, "checkpoint_steps=7", killed_at=f"run/{GUARD_FILE}")
     assert killed.code == -signal.SIGKILL
     train(bad, *arguments, folder=run.parent)[0].check()
     assert_same(end_of(run), expected)

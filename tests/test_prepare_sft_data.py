@@ -227,6 +227,23 @@ def test_a_data_set_of_the_hub_comes_by_name(
     assert texts_of(tmp_path / "out") == [("q", "a"), ("q of the hub", "a")]
 
 
+def test_a_folder_of_save_to_disk_is_read_as_what_it_is(tokenizer: Path, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_list([{"prompt": "q", "response": "a"}]).save_to_disk(tmp_path / "saved")
+    prepare(f"train={tmp_path / 'saved'}", f"tokenizer={tokenizer}",
+            f"output={tmp_path / 'out'}", "epochs=1")  # fmt: skip
+    assert texts_of(tmp_path / "out") == [("q", "a")]
+
+
+def test_the_output_may_not_lie_in_a_source(tokenizer: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    write_rows(tmp_path / "data" / "a.jsonl", [{"prompt": "q", "response": "a"}])
+    with pytest.raises(ValueError, match="lies within the source"):
+        prepare(f"train={tmp_path / 'data'}", f"tokenizer={tokenizer}",
+                f"output={tmp_path / 'data' / 'out'}", "epochs=1")  # fmt: skip
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["a.jsonl"]
+
+
 def test_malformed_json_names_file_and_line(tokenizer: Path, tmp_path: Path) -> None:
     source = tmp_path / "rows.jsonl"
     source.write_text('{"instruction": "q", "response": "a"}\n{"instruction": \n')

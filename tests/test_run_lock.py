@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -120,6 +121,17 @@ def test_a_torn_lock_is_taken_over(
         assert lock.take() == ["lock        taken over from nobody"]
 
 
+def test_a_full_disk_leaves_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with RunLock(tmp_path, ALONE) as lock:
+        with pytest.raises(ValueError, match=r"nothing can be written to .*: No space left on de"):
+            lock.take()
+        assert list(tmp_path.iterdir()) == []
+
+
 def race(run: Path, start: Any, outcomes: Any) -> None:
     with RunLock(run, ALONE) as lock:
         start.wait()
@@ -132,8 +144,16 @@ def race(run: Path, start: Any, outcomes: Any) -> None:
 
 
 @pytest.mark.parametrize("is_stale", [False, True])
-def test_of_several_that_start_at_once_one_gets_it(tmp_path: Path, is_stale: bool) -> None:
-    run = tmp_path / "run"
+def test_of_several_that_start_at_once_one_gets_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_stale: bool
+) -> None:
+    def read_slowly(path: Path) -> Holder | None:
+        found = read(path)
+        time.sleep(0.1)  # as long as others need to look
+        return found
+
+    run, read = tmp_path / "run", training.run_lock._holder
+    monkeypatch.setattr(training.run_lock, "_holder", read_slowly)
     if is_stale:
         leave_lock(run, replace(Holder.here(), process=2**22 + 1))
     context = multiprocessing.get_context("fork")

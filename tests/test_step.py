@@ -120,9 +120,11 @@ def test_a_loss_that_is_not_finite_stops_before_the_optimizer(
         model.lm_head.weight[3, 3] = bad
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     batch = next(iter(PrefixLMDataset(data, packing(None), num_slots=64, epoch=0)))
-    with pytest.raises(BadStepError, match=r"loss of 1 of 1 ranks is not finite \(rank 0: ") as bad:
+    with pytest.raises(
+        BadStepError, match=r"loss of 1 of 1 ranks is not finite \(rank 0: "
+    ) as found:
         train_step(model, optimizer, [batch], 10.0, None, StepCheck(ALONE))
-    assert bad.value.examples == [batch.indices[batch.indices >= 0].tolist()]
+    assert found.value.examples == [batch.indices[batch.indices >= 0].tolist()]
     for name, tensor in model.state_dict().items():
         torch.testing.assert_close(tensor, before[name], atol=0, rtol=0, equal_nan=True)
     assert all(state["step"] == 0 for state in optimizer.state.values())

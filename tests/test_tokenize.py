@@ -197,6 +197,18 @@ def test_the_output_may_not_lie_in_a_source(place: Place) -> None:
         main([str(place.data), "-o", str(place.data / "out"), f"tokenizer_path={place.tokenizer}"])
 
 
+@pytest.mark.parametrize("beside", [[], ["config.json"], ["metadata.json", "tokenizer_info.json"]])
+def test_a_tokenizer_of_something_else_is_never_replaced(place: Place, beside: list[str]) -> None:
+    place.write("a.jsonl", ROWS)
+    place.out.mkdir()
+    for name in ("tokenizer.json", *beside):
+        (place.out / name).write_text("{}")
+    with pytest.raises(ValueError, match=r"holds a tokenizer\.json that is not of tokenized data"):
+        place.run()
+    assert sorted(path.name for path in place.out.iterdir()) == sorted([*beside, "tokenizer.json"])
+    assert (place.out / "tokenizer.json").read_text() == "{}"
+
+
 @pytest.mark.parametrize("taken", ["a.jsonl", "sampled/metadata.json", "a.jsonl/notes.txt"])
 def test_only_tokenized_sources_are_ever_replaced(place: Place, taken: str) -> None:
     source = place.write("a.jsonl", ROWS)

@@ -112,3 +112,16 @@ def test_one_run_at_a_time_clears_what_a_killed_one_left(tmp_path: Path) -> None
     remove_folder(tmp_path / "a")
     assert not tokenized_folders(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", ".mine"]
+
+
+def test_a_worker_that_outlives_its_run_publishes_nothing(tmp_path: Path) -> None:
+    with TokenizedWriter(tmp_path / "a", token_type=UINT16) as orphan:
+        orphan.add(np.arange(3), lens(1), lens(2), None)
+        with locked(tmp_path), TokenizedWriter(tmp_path / "a", token_type=UINT16) as writer:
+            assert not orphan.staging.exists() and writer.staging.exists()
+            with pytest.raises(FileNotFoundError):
+                orphan.publish(METADATA, MADE)
+            writer.add(np.arange(5), lens(2), lens(3), None)
+            writer.publish(METADATA, MADE)
+    assert TokenizedSource.open(tmp_path / "a").tokens.tolist() == list(range(5))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "a"]

@@ -81,8 +81,8 @@ class RunLock:
             return self._write()
         except OSError as error:
             raise ValueError(
-                f"nothing can be written to {self.run}: {error.strerror} ({error.filename}); make "
-                "room or give the right to write, or choose another checkpoint_path"
+                f"nothing can be written to {self.run}: {error.strerror}; make room or give the "
+                "right to write, or choose another checkpoint_path"
             ) from error
 
     def _write(self) -> list[str]:
@@ -97,10 +97,17 @@ class RunLock:
                 whose = f"process {holder.process}, which is gone" if holder else "nobody"
                 notes.append(f"lock        taken over from {whose}")
                 path.unlink()
-            with path.open("x") as file:
-                file.write(json.dumps(asdict(Holder.here())))
-                file.flush()
-                os.fsync(file.fileno())
+            try:
+                with path.open("x") as file:
+                    file.write(json.dumps(asdict(Holder.here())))
+                    file.flush()
+                    os.fsync(file.fileno())
+            except FileExistsError:  # another one took it just now
+                require_unlocked(self.run)
+                raise
+            except OSError:
+                path.unlink(missing_ok=True)
+                raise
         return notes
 
 
