@@ -6,6 +6,8 @@ reach. Knows nothing of what a job does.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -23,6 +25,7 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 THREADS_VARIABLE = "RAYON_NUM_THREADS"  # of the tokenizers package
 WATCH_SECONDS = 1.0
+SIGNAL_AT_PARENTS_DEATH = 1  # PR_SET_PDEATHSIG of Linux
 PACKAGE = Path(__file__).resolve().parent
 
 
@@ -99,6 +102,8 @@ def _prepare_worker(parent: int, num_threads: int) -> None:
     """In a new process: its share of the cores, and no life without its parent."""
     os.environ.setdefault(THREADS_VARIABLE, str(num_threads))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, who ends its workers
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # at once, where there is Linux
+        ctypes.CDLL(None).prctl(SIGNAL_AT_PARENTS_DEATH, signal.SIGKILL)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 

@@ -7,6 +7,7 @@ one without that.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from data_io.source_files import (
 )
 
 HUB = "hub:"
+HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +98,7 @@ def separated(
     files, data = [], []
     for path in paths:
         if str(path).startswith(HUB):
-            data.append(HubData(str(path).removeprefix(HUB), config, split))
+            data.append(HubData(_data_set_name(str(path).removeprefix(HUB)), config, split))
         elif path.is_dir() and _is_data_set([each.name for each in path.iterdir()]):
             data.append(HubData(str(path), config, split))
         else:
@@ -108,12 +110,21 @@ def separated(
 def require_apart(output: Path, sources: Iterable[Path]) -> None:
     """What is made must not be among the source files of the next run."""
     for source in sources:
-        folder = Path(str(source).removeprefix(HUB))
-        if output.resolve().is_relative_to(folder.resolve()):
+        place = str(source).removeprefix(HUB)
+        if place and output.resolve().is_relative_to(Path(place).resolve()):
             raise ValueError(
                 f"output={output} lies within the source {source}, where the next run would take "
                 "it for source files; choose a folder outside"
             )
+
+
+def _data_set_name(name: str) -> str:
+    if not HUB_NAME.fullmatch(name) and not (name and Path(name).is_dir()):
+        raise ValueError(
+            f"{HUB}{name} is neither a name on the hub nor a folder that is here; write "
+            f"{HUB}OWNER/NAME or {HUB}FOLDER"
+        )
+    return name
 
 
 def _is_data_set(names: Sequence[str]) -> bool:

@@ -57,7 +57,7 @@ def test_every_published_key_is_legal() -> None:
         ("lr", "'lr' is no override; write key=value"),
         ("--lr=3e-4", "settings are written without dashes"),
         ("-lr", "settings are written without dashes"),
-        ("--config-name=cfg_stf", "(did you mean cfg_sft?); it is one of cfg_pretrain,"),
+        ("--config-name=cfg_stf", "(did you mean cfg_sft?); it is one of cfg_instruct,"),
     ],
 )
 def test_what_is_not_legal_is_refused_by_name(argument: str, message: str) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from source_tree import ROOT
 
+from data_io import executors
 from data_io.byte_tokenizer import write_byte_tokenizer
 from data_io.executors import ExecutorOptions, run_jobs, start_executor
 from data_io.tokenize import main
@@ -35,6 +36,12 @@ def killed(number: int) -> int:
 def slow(seconds: int) -> int:
     time.sleep(seconds)
     return seconds
+
+
+def unwatched(seconds: int) -> int:
+    """Never looks again whether the parent lives."""
+    executors.WATCH_SECONDS = 600
+    return slow(seconds)
 
 
 def refusing(number: int) -> int:
@@ -76,12 +83,13 @@ def test_leaving_early_stops_the_others() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
-def test_workers_do_not_outlive_a_killed_parent() -> None:
+@pytest.mark.parametrize("job", ["slow", "unwatched"])
+def test_workers_do_not_outlive_a_killed_parent(job: str) -> None:
     code = (
         "from data_io.executors import ExecutorOptions, run_jobs\n"
-        "from tests.test_executors import slow\n"
+        f"from tests.test_executors import {job}\n"
         "if __name__ == '__main__':\n"
-        "    list(run_jobs(slow, [60, 60], ExecutorOptions(workers=2)))\n"
+        f"    list(run_jobs({job}, [60, 60], ExecutorOptions(workers=2)))\n"
     )
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
     run = subprocess.Popen([sys.executable, "-c", code], env=environment)
@@ -90,7 +98,7 @@ def test_workers_do_not_outlive_a_killed_parent() -> None:
     while len(children.read_text().split()) < 3 and time.monotonic() < until:
         time.sleep(0.05)  # two workers, and multiprocessing's resource tracker
     workers = children.read_text().split()
-    time.sleep(1)  # until they have begun
+    time.sleep(2)  # until they have begun
     run.kill()
     run.wait()
     while any(is_running(pid) for pid in workers) and time.monotonic() < until:

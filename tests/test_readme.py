@@ -28,14 +28,17 @@ def commands(text: str = README) -> list[list[str]]:
         joined = block.replace("\\\n", " ")
         for line in joined.splitlines():
             words = shlex.split(re.sub(r"<\w+>", "filled_in", line), comments=True)
+            while "&&" in words:
+                found.append(words[: words.index("&&")])
+                words = words[words.index("&&") + 1 :]
             if words:
                 found.append(words)
     return found
 
 
 def pretrain_overrides(words: list[str]) -> list[str] | None:
-    """What follows pretrain.py (or the quick start, which hands it on); None: another command."""
-    for script in ("pretrain.py", "scripts/quickstart.py"):
+    """What follows pretrain.py (or of what takes the same arguments); None: another command."""
+    for script in ("pretrain.py", "scripts/quickstart.py", "scripts/check_distributed.py"):
         if script in words:
             return words[words.index(script) + 1 :]
     return None
@@ -53,6 +56,8 @@ def help_of(*command: str) -> str:
 def require_known_options(words: list[str]) -> None:
     """Every `key=` and `--flag` of a command stands in its help."""
     start = words.index("python") + 1 if "python" in words else 0
+    if words[0] == "torchrun":
+        start = next(at for at, word in enumerate(words) if word == "-m" or word.endswith(".py"))
     size = 2 if words[start] == "-m" else 1
     command, arguments = words[start : start + size], words[start + size :]
     known = {name.strip("-.") for name in re.findall(r"[-\w.]+", help_of(*command))}

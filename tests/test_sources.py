@@ -111,6 +111,8 @@ def test_a_folder_that_datasets_reads_needs_the_prefix_only_for_its_split(place:
     ("source", "more", "told"),
     [
         ("hub:nobody/nothing", [], "where there is no network, copy its files here"),
+        ("hub:", [], "hub: is neither a name on the hub nor a folder that is here; write hub:OW"),
+        ("hub:./gone", [], "neither a name on the hub nor a folder"),
         ("saved", ["split=trian"], "its splits are train, test"),
         ("hub:{data}", ["split=trian"], "its splits are train"),
         ("hub:saved", ["config=main"], "neither configurations nor data_files"),
