@@ -244,7 +244,8 @@ def compare_generation(model: LanguageModel, size: str, options: BenchmarkOption
     for batch_size in options.batch_sizes:
         engine = engine_for(model, options, batch_size)
         calls[f"ours, batch {batch_size}"] = partial(our_answers, engine, work)
-    for batch_size in BATCH_SIZES[size][: 1 if options.quick else None]:
+    batch_sizes = sorted({min(each, options.prompts) for each in BATCH_SIZES[size]})
+    for batch_size in batch_sizes[: 1 if options.quick else None]:
         name = f"transformers, batch {batch_size}"
         calls[name] = partial(their_answers, theirs, work, batch_size)
     elapsed_s = fastest(calls, options.repeats, device)

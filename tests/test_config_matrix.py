@@ -141,6 +141,8 @@ def test_a_size_file_holds_only_what_differs() -> None:
 
 def test_every_key_of_every_file_is_legal() -> None:
     for path in CONFIG.rglob("*.yaml"):
+        if path.parent.name == "mixtures":  # of data_io, checked in its own tests
+            continue
         prefix = {"arch": "arch.", "data": "data."}.get(path.relative_to(CONFIG).parts[0], "")
         content = yaml.safe_load(path.read_text())
         content.pop("defaults", None)

@@ -179,6 +179,7 @@ def test_going_back_for_one_step_alone_is_skipping_it(
     assert losses(run) == losses(skipped)
 
 
+@pytest.mark.slow
 def test_a_run_that_went_back_ends_the_same_wherever_it_was_stopped(
     train: Callable[..., tuple[Done, Path]],
 ) -> None:

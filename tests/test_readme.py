@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
+import runpy
 import shlex
 import subprocess
 import sys
+import warnings
 from functools import lru_cache
 from pathlib import Path
 
@@ -47,10 +51,20 @@ def pretrain_overrides(words: list[str]) -> list[str] | None:
 @lru_cache
 def help_of(*command: str) -> str:
     """What one of our commands says of its options."""
-    line = [sys.executable, *command, "--help"]
-    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    is_module, name = command[0] == "-m", command[-1]
+    said = io.StringIO()
+    quiet, patched = warnings.catch_warnings(), pytest.MonkeyPatch.context()
+    with quiet, patched as patch, contextlib.redirect_stdout(said):
+        warnings.simplefilter("ignore", RuntimeWarning)  # some modules are imported already
+        patch.setattr(sys, "argv", [name, "--help"])
+        patch.setattr(sys, "path", [str(ROOT), *sys.path])
+        with pytest.raises(SystemExit) as ended:  # in this process: torch is imported once
+            if is_module:
+                runpy.run_module(name, run_name="__main__", alter_sys=True)
+            else:
+                runpy.run_path(str(ROOT / name), run_name="__main__")
+    assert ended.value.code in (0, None)
+    return said.getvalue()
 
 
 def require_known_options(words: list[str]) -> None:

@@ -163,6 +163,7 @@ def test_a_run_goes_on_with_other_data_only_where_that_is_admitted(tmp_path: Pat
 
 
 @pytest.mark.dist
+@pytest.mark.slow
 def test_a_node_with_other_data_is_named(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -175,7 +176,7 @@ def test_a_node_with_other_data_is_named(tmp_path: Path) -> None:
             change_an_index(folder / "data")
         place = {"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
         place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        line = (*TINY, "global_batch_size=128", "data.path=data", "epochs=2", "run_name=a")
+        line = (*TINY, "global_batch_size=128", "data.path=data", "epochs=2", f"checkpoint_path={tmp_path / 'run'}")
         nodes.append(start_command(str(PRETRAIN), *line, cwd=folder, environment=place))
     host = socket.gethostname()
     for rank, node in enumerate(nodes):
@@ -186,4 +187,4 @@ def test_a_node_with_other_data_is_named(tmp_path: Path) -> None:
             done.stderr
         )
         assert told in done.stderr
-        assert not (tmp_path / f"node{rank}/checkpoints").exists()
+        assert not (tmp_path / "run").exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 
+import pytest
 from commands import PRETRAIN, TINY, files_in, start_command, write_tiny_data
 from run_cases import ALONE
 
@@ -15,6 +16,7 @@ def test_one_process_looks_nowhere() -> None:
     require_shared(Path("/nowhere/at/all"), ALONE)
 
 
+@pytest.mark.slow
 def test_a_rank_that_saves_elsewhere_is_named_before_anything_is_written(tmp_path: Path) -> None:
     data = write_tiny_data(tmp_path / "data")
     with socket.socket() as free:
