@@ -19,6 +19,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_it_measures_both_sides(tmp_path: Path) -> None:
     output = tmp_path / "figures" / "generation.json"
     done = run("quick=true", "prompts=16", "repeats=1", "batch_sizes=16", f"output={output}")

@@ -162,6 +162,7 @@ def test_a_run_that_was_stopped_shows_the_same(folder: Path) -> None:
         assert items(run / "benchmarks" / path.name) == items(path)
 
 
+@pytest.mark.slow
 def test_what_was_missed_is_made_up_at_the_end_of_an_epoch(folder: Path) -> None:
     line = (*LINE, "run_name=late")
     epoch_1 = choose_checkpoint(folder / "checkpoints/data/plain", epoch=1).progress.step

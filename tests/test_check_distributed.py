@@ -76,6 +76,7 @@ def test_ranks_that_are_alike_are_timed(folder: Path, size: int) -> None:
     assert all(float(figure) > 0 for row in rows[1:] for figure in row.split()[1:])
 
 
+@pytest.mark.slow
 def test_a_rank_that_does_not_come_is_named(folder: Path) -> None:
     line = (*QUICK, "check.timeout_s=3")
     done = ends(start(folder, line, line, size=3))

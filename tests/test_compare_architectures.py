@@ -80,6 +80,7 @@ def without_times(report: Path) -> dict[str, Any]:
     return results
 
 
+@pytest.mark.slow
 def test_a_stopped_comparison_goes_on_to_the_same_results(
     tmp_path: Path,
     processes: Processes,

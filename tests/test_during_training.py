@@ -83,6 +83,7 @@ def test_a_run_that_was_stopped_shows_the_same(folder: Path) -> None:
         assert lines_of(folder, "stopped", file) == lines_of(folder, "watched", file)
 
 
+@pytest.mark.slow
 @pytest.mark.dist
 def test_two_ranks_look_on_as_one(folder: Path) -> None:
     command = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(PRETRAIN))

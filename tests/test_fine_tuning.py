@@ -60,6 +60,7 @@ def test_averaged_weights_alone_are_taken(folder: Path) -> None:
     assert_tuned(done, folder, "ema", "EMA weights; a fresh optimizer")
 
 
+@pytest.mark.slow
 @pytest.mark.dist
 @pytest.mark.parametrize(
     ("taken", "flag"),

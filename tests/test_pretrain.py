@@ -246,6 +246,7 @@ def test_resume_from_can_take_the_averaged_weights_alone(
     assert not any(tensor.count_nonzero() for tensor in moments.values())
 
 
+@pytest.mark.slow
 @pytest.mark.dist
 def test_the_two_node_line_trains_and_one_process_goes_on(data: Path, tmp_path: Path) -> None:
     with socket.socket() as free:

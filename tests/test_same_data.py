@@ -176,10 +176,11 @@ def test_a_node_with_other_data_is_named(tmp_path: Path) -> None:
             change_an_index(folder / "data")
         place = {"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
         place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        line = (*TINY, "global_batch_size=128", "data.path=data", "epochs=2", f"checkpoint_path={tmp_path / 'run'}")
+        line = (*TINY, "global_batch_size=128", "data.path=data", "epochs=2")
+        line = (*line, f"checkpoint_path={tmp_path / 'run'}")
         nodes.append(start_command(str(PRETRAIN), *line, cwd=folder, environment=place))
     host = socket.gethostname()
-    for rank, node in enumerate(nodes):
+    for node in nodes:
         done = node.wait()
         assert done.code == 2 and "Traceback" not in done.stderr
         told = f"rank 1 on {host} (changed: epoch_1/inst_len.npy)"
