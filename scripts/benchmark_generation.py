@@ -52,7 +52,7 @@ SIZES: dict[str, tuple[dict[str, Any], int]] = {  # settings, vocabulary
 }
 PROMPT_TOKENS, ANSWER_TOKENS, MAX_CONTEXT = (20, 400), (5, 200), 1024
 QUESTION_TOKENS, NUM_OPTIONS = (20, 120), 4
-BATCH_SIZES = {"nano": (16, 32, 64, 128), "wide": (32, 64, 128)}  # that transformers is tried with
+BATCH_SIZES = {"nano": (16, 32, 64, 128), "wide": (8, 16, 32)}  # that transformers is tried with
 AGREEING = (4, 16)  # prompts, and tokens of each answer, that both sides make alike beforehand
 DECODED_ROWS, DECODED = (1, 64), (128, 300)  # answers at a time; tokens of each, and of its prompt
 

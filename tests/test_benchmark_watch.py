@@ -144,6 +144,7 @@ def test_answers_and_figures_are_those_of_evaluation_main(
     }
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_shows_the_same(folder: Path) -> None:
     line = (*LINE, *ASKED, "benchmarks.interval=10", "benchmarks.epochs=1", "run_name=stopped")
     run_pretrain(*line, "max_steps=14", cwd=folder).check()

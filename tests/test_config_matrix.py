@@ -196,6 +196,7 @@ def test_every_net_trains_three_steps_and_decodes(trained: Path, net: str) -> No
     assert sorted(answer.index for answer in answers) == [0, 1]
 
 
+@pytest.mark.slow
 def test_a_run_of_another_sweep_is_not_continued(tmp_path: Path) -> None:
     data = write_tiny_data(tmp_path / "source/data")
     (tmp_path / "work").mkdir()

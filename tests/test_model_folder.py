@@ -135,6 +135,7 @@ def test_settings_of_this_machine_are_checked(
     assert_refused(write_run(tmp_path / "run"), told, **options)
 
 
+@pytest.mark.slow
 def test_loading_takes_little_memory_beside_the_weights(tmp_path: Path) -> None:
     """What is imported counts here too: 30 MB beside the 68 MB of these weights."""
     options = LoadingOptions(size="nano", vocab_size=2**18)

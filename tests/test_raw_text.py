@@ -100,6 +100,7 @@ def test_sdpa_agrees_with_the_oracle_above_4096_tokens() -> None:
     torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_takes_a_longer_context_and_rotary_theta_than_the_run_it_starts_from(
     tmp_path: Path,
 ) -> None:

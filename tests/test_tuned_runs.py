@@ -222,6 +222,7 @@ def test_the_checkpoint_of_the_lowest_loss_is_kept_and_can_be_named(folder: Path
     assert re.search(r"^starts from +tuned/best/fsdp2_best", stdout, re.M)
 
 
+@pytest.mark.slow
 def test_a_run_stops_where_the_loss_falls_no_more(folder: Path) -> None:
     found = losses(folder, "best")
     lowest = min(found, key=lambda step: found[step])
