@@ -136,11 +136,11 @@ def test_memory_does_not_grow_with_the_source(tmp_path: Path, settings: Encoding
     lines = [json.dumps({"instruction": "q" * k, "response": "words " * k}) for k in range(1, 301)]
     block = "\n".join(lines) + "\n"
     peaks = []
-    for megabytes in (8, 64):
+    for megabytes in (16, 160):
         path = tmp_path / f"{megabytes}.jsonl"
         path.write_text(block * (megabytes * 10**6 // len(block)))
         peaks.append(peak_mebibytes(path, settings.tokenizer_file))
-    assert peaks[1] < peaks[0] + 50 and peaks[1] < 500, peaks
+    assert peaks[1] < peaks[0] + 120 and peaks[1] < 500, peaks  # allocators vary by some 80
 
 
 @pytest.mark.slow
