@@ -340,7 +340,7 @@ def main() -> None:
         options = parse_options(BenchmarkOptions, sys.argv[1:], __doc__ or "")
         torch.set_num_threads(1)
         found: Figures = {"torch": torch.__version__, "machine": machine(options.device)}
-        found["options"] = options.model_dump(mode="json")
+        found["options"] = options.model_dump(mode="json", exclude={"output"})
         for size in options.sizes:
             found[size] = measure(size, options)
             print(f"{size}: {json.dumps(found[size], indent=2)}", flush=True)
