@@ -14,7 +14,7 @@ from torch import nn
 from inference.model_folder import ModelOptions, OpenedModel, open_model
 from models.language_model import LanguageModel
 from models.layers import Linear
-from models.linear import WORTHWHILE, packed, packing_gain
+from models.linear import WORTH_PACKING, packed, packing_gain
 
 
 def open_for_answers(options: ModelOptions) -> OpenedModel:
@@ -26,7 +26,7 @@ def open_for_answers(options: ModelOptions) -> OpenedModel:
     if options.decode == "compiled" or not can_be_packed(opened.model):
         return opened
     gain = packing_gain(opened.model.config.hidden_size)
-    if gain < WORTHWHILE:
+    if gain < WORTH_PACKING:
         return opened
     pack_weights(opened.model)
     note = f"{opened.description}; weights packed for oneDNN ({gain:.1f} times faster)"

@@ -21,7 +21,9 @@ KERNELS = ("mkl", "onednn")
 MIN_ROWS = 64  # below this the plain call is faster (a decoding step has few rows)
 PROBE_ROWS, PROBE_ROUNDS, PROBE_S = 512, 3, 0.1  # at least so many rounds, and so long
 PACKED_ROWS = 64  # what a packed layout is chosen for: answers that are decoded at a time
-WORTHWHILE = 1.15  # oneDNN must be this much faster to be chosen
+FEWER_ROWS = 16  # as at the end of a batch
+WORTHWHILE = 1.15  # oneDNN must be this much faster to be chosen: a run keeps the choice
+WORTH_PACKING = 1.05  # costs one pass over the weights
 
 _chosen = "mkl"
 
@@ -61,13 +63,19 @@ def packed(weight: Tensor) -> Tensor:
 
 
 def packing_gain(width: int) -> float:
-    """How many times faster a product of few rows is with packed weights here; 0: impossible."""
+    """How many times faster products of few rows are with packed weights here; 0: impossible."""
     if not torch.backends.mkldnn.is_available():
         return 0.0
-    x, weight = torch.ones(PACKED_ROWS, width), torch.ones(4 * width, width)
+    many, few = torch.ones(PACKED_ROWS, width), torch.ones(FEWER_ROWS, width)
+    weight = torch.ones(4 * width, width)
     in_layout = packed(weight)
-    plain_s, packed_s = _fastest(lambda: linear(x, weight), lambda: linear(x, in_layout))
-    return plain_s / packed_s
+    many_s, few_s, packed_many_s, packed_few_s = _fastest(
+        lambda: linear(many, weight),
+        lambda: linear(few, weight),
+        lambda: linear(many, in_layout),
+        lambda: linear(few, in_layout),
+    )
+    return (many_s / packed_many_s * few_s / packed_few_s) ** 0.5
 
 
 def product(x: Tensor, weight: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ from data_io.options import parse_options
 from inference.packed_weights import can_be_packed, pack_weights
 from models.attention import select_attention
 from models.language_model import LanguageModel
-from models.linear import WORTHWHILE, packing_gain, pick_linear_kernel, set_linear_kernel
+from models.linear import WORTH_PACKING, packing_gain, pick_linear_kernel, set_linear_kernel
 from simple_inference_engine import InferenceEngine, Request
 from training.console import refuse
 from training.distributed import pick_device
@@ -52,7 +52,7 @@ SIZES: dict[str, tuple[dict[str, Any], int]] = {  # settings, vocabulary
 }
 PROMPT_TOKENS, ANSWER_TOKENS, MAX_CONTEXT = (20, 400), (5, 200), 1024
 QUESTION_TOKENS, NUM_OPTIONS = (20, 120), 4
-BATCH_SIZES = {"nano": (16, 32, 64, 128), "wide": (8, 16, 32)}  # that transformers is tried with
+BATCH_SIZES = {"nano": (16, 32, 64, 128), "wide": (4, 8, 16)}  # that transformers is tried with
 AGREEING = (4, 16)  # prompts, and tokens of each answer, that both sides make alike beforehand
 DECODED_ROWS, DECODED = (1, 64), (128, 300)  # answers at a time; tokens of each, and of its prompt
 
@@ -234,7 +234,8 @@ def compare_generation(model: LanguageModel, size: str, options: BenchmarkOption
     device = model.lm_head.weight.device
     work = Work.random(options.prompts, len(model.lm_head.weight), quick=options.quick)
     theirs = transformers_model(model)
-    if is_packed := can_be_packed(model) and packing_gain(model.config.hidden_size) >= WORTHWHILE:
+    gain = packing_gain(model.config.hidden_size) if can_be_packed(model) else 0.0
+    if is_packed := gain >= WORTH_PACKING:
         pack_weights(model)
     count, length = AGREEING
     few = Work(work.prompts[:count], [length] * len(work.prompts[:count]))
@@ -258,6 +259,7 @@ def compare_generation(model: LanguageModel, size: str, options: BenchmarkOption
         "prompt_tokens": sum(map(len, work.prompts)),
         "answer_tokens": num_tokens,
         "weights_packed": is_packed,
+        "packing_gain": gain,
         "tokens_per_s": {name: num_tokens / each for name, each in elapsed_s.items()},
         "ratio": best["transformers"] / best["ours"],
     }
