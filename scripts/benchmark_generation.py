@@ -71,6 +71,10 @@ class BenchmarkOptions(BaseModel):
     batch_sizes: list[PositiveInt] = Field(
         default=[64, 128], description="answers made at a time, on our side; the fastest counts"
     )
+    their_batch_sizes: list[PositiveInt] = Field(
+        default=[],
+        description="of transformers; the fastest counts; []: several that suit each size",
+    )
     decode: Literal["auto", "eager", "compiled", "cuda_graph"] = Field(
         default="auto", description="how one token more is computed, on our side"
     )
@@ -245,7 +249,8 @@ def compare_generation(model: LanguageModel, size: str, options: BenchmarkOption
     for batch_size in options.batch_sizes:
         engine = engine_for(model, options, batch_size)
         calls[f"ours, batch {batch_size}"] = partial(our_answers, engine, work)
-    batch_sizes = sorted({min(each, options.prompts) for each in BATCH_SIZES[size]})
+    tried = options.their_batch_sizes or BATCH_SIZES[size]
+    batch_sizes = sorted({min(each, options.prompts) for each in tried})
     for batch_size in batch_sizes[: 1 if options.quick else None]:
         name = f"transformers, batch {batch_size}"
         calls[name] = partial(their_answers, theirs, work, batch_size)
