@@ -53,13 +53,8 @@ format: $(VENV)/.dev-installed  ## let ruff format and fix what it can
 	$(PY) -m ruff format .
 	$(PY) -m ruff check --fix .
 
-benchmark: $(VENV)/.core-installed  ## run every scripts/benchmark_*.py
-	@set -e; for script in scripts/benchmark_*.py; do \
-	    [ -e "$$script" ] || { echo "there is no scripts/benchmark_*.py"; exit 1; }; \
-	    name=$$(basename "$$script" .py); \
-	    echo "== $$name"; \
-	    $(PY) -m "scripts.$$name" $(ARGS); \
-	done
+benchmark: $(VENV)/.core-installed  ## measure speed and memory against the ratios in benchmarks/
+	@$(PY) -m scripts.run_benchmarks $(ARGS)
 
 clean:  ## remove caches; keeps .venv, data and checkpoints
 	rm -rf .pytest_cache .ruff_cache .hypothesis

@@ -45,11 +45,13 @@ from training.environment import check_floors, keep_tokenizer, record_environmen
 from training.guards import Guard, sums_of_logger
 from training.inherited_arch import chosen_arch, inherit_arch
 from training.interrupts import SaveSchedule, StopRequests
+from training.planning_text import plan_here
 from training.prefetch import load_global_batches
 from training.rehearsal import Rehearsal, digest
 from training.run_names import names_in_sweep, resolve_run
 from training.run_records import require_same_vocabulary
 from training.same_data import agree_on_data, data_record
+from training.saving import Saving
 from training.schedule import scheduled
 from training.schema import RunConfig
 from training.shared_folder import require_shared
@@ -80,6 +82,7 @@ class Run:
     logger: MetricsLogger
     watch: Watch
     guard: Guard
+    saving: Saving
 
 
 def train(run: Run, progress: Progress) -> tuple[str, int]:
@@ -87,10 +90,10 @@ def train(run: Run, progress: Progress) -> tuple[str, int]:
     config = run.config
     schedule = SaveSchedule(run.world, config.checkpoint_steps, config.checkpoint_minutes)
     compile_clock = CompileClock()
-    limits = (config.max_steps, config.max_minutes, run.watch.spent)
+    limits = (config.max_steps, config.max_minutes, run.watch.spent, run.saving.has_failed)
     lock = run.directory.lock
     watchdog = Watchdog(run.world, config.hang_minutes, progress.step, held=lock)
-    with StopRequests(run.world, *limits) as requests, watchdog:
+    with StopRequests(run.world, *limits) as requests, watchdog, run.saving:
         if progress.step == 0 and (config.checkpoint_start or run.guard.needs_start):
             save(run, "fsdp2_step_0", progress)
         if requests.is_complete(progress.step):
@@ -106,7 +109,6 @@ def train(run: Run, progress: Progress) -> tuple[str, int]:
                 must_stop = requests.reason(progress.step)
                 if must_stop or schedule.is_due(progress.step):
                     save(run, f"fsdp2_step_{progress.step}", progress)
-                    run.directory.prune_steps(config.keep_last)
                 if must_stop:
                     return requests.outcome(progress.step), requests.exit_code
             progress = Progress(epoch + 1, 0, progress.step, progress.tokens)
@@ -145,9 +147,9 @@ def step(run: Run, micro_batches: list[PackedBatch], progress: Progress) -> Prog
 
 
 def save(run: Run, name: str, progress: Progress) -> None:
-    """Publishes a checkpoint of everything that training needs."""
+    """Publishes a checkpoint of everything that training needs, now or soon."""
     state = training_state(run.model, run.optimizer)
-    run.directory.save(name, state, progress, run.logger.state() | run.guard.state())
+    run.saving.save(name, state, progress, run.logger.state() | run.guard.state())
 
 
 def rehearse(run: Run, start: Progress) -> list[str]:
@@ -228,7 +230,9 @@ def build(prepared: Prepared) -> Run:
     loaded = load_start(start, config, model, optimizer)
     say(world, *directory.create(config.model_dump(), data.metadata.train_metadata()))
     tracker, tracker_note = open_tracker(config, directory.path, world, step=progress.step)
+    saving, saving_note = Saving.begin(config, directory, training_state(model, optimizer))
     lines = {**built.lines, **loaded, "threads": f"{threads} ({threads_reason})"}
+    lines |= {"saving": saving_note}
     lines |= prepared.watched.lines
     say(world, *summary_lines(config, facts, {**lines, "tracker": tracker_note}))
     if world.is_main:
@@ -246,7 +250,7 @@ def build(prepared: Prepared) -> Run:
     guard, packing = Guard(config, directory, start.checkpoint), prepared.packing
     return Run(
         *(config, world, data, packing, facts),
-        *(model, optimizer, directory, logger, watch, guard),
+        *(model, optimizer, directory, logger, watch, guard, saving),
     )
 
 
@@ -269,6 +273,8 @@ def main(raw: DictConfig) -> None:
         config, notes = parse_config(plain)
         set_deterministic(config.deterministic)
         world = start_world(config.device, config.hang_minutes)
+        if config.plan:
+            return say(world, *plan_here(config, world))
         prepared = prepare(config, [*notes, *inherited], world, in_sweep=in_sweep)
         if prepared is None:
             return None

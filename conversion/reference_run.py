@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
+from data_io.parsing import parse_yaml
 from data_io.sampled_format import TokenizerInfo
 from models.transformer import NetConfig
 from training.checkpoint import CONFIG_FILE, METADATA_FILE
@@ -92,10 +92,10 @@ def _arch_of(settings: Mapping[str, Any], path: Path) -> NetConfig:
 def _metadata_of(path: Path) -> tuple[TrainMetadata, list[str]]:
     notes: list[str] = []
     try:
-        stored = yaml.safe_load(path.read_text())
+        stored = parse_yaml(path.read_text())
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} is missing: the run directory is not whole") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise ValueError(f"{path} cannot be read: {error}") from None
     if isinstance(stored, dict) and isinstance(stored.get("tokenizer_info"), dict):
         info = stored["tokenizer_info"]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_io.parsing import parse_json
 from models.flops import training_flops_per_token
 from models.transformer import NetConfig
 
@@ -28,7 +28,7 @@ def training_flops(metrics: Path, arch: NetConfig, vocab_size: int) -> float | N
     total, before = 0.0, 0
     for line in metrics.read_text().splitlines():
         try:
-            record = json.loads(line)
+            record = parse_json(line)
         except ValueError:
             continue  # a line cut off when the run was killed
         tokens = record.get("tokens")
@@ -45,7 +45,7 @@ def evaluation_figures(run: Path) -> tuple[Figure, ...]:
     figures = {}
     for path in sorted(run.glob("results/*/results.json")):
         try:
-            content = json.loads(path.read_bytes())
+            content = parse_json(path.read_bytes())
         except ValueError:
             continue
         for figure in _figures_in(content):

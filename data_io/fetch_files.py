@@ -20,6 +20,9 @@ from urllib.parse import quote
 
 from tqdm import tqdm
 
+from data_io.parsing import parse_json
+from data_io.redaction import require_no_password
+from data_io.safe_paths import require_inside
 from data_io.source_files import SUFFIXES, SourceFile, SourceState
 
 ADDRESSES = ("https://", "http://")
@@ -35,6 +38,8 @@ def fetch_all(address: str, names: Sequence[str], folder: Path, *, workers: int)
 
     ValueError names the file that could not be had; the others stay, and so does what came of it.
     """
+    require_no_password(address, "source")
+    require_inside(names)
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / name for name in names]
     missing = [path for path in paths if not path.is_file()]
@@ -98,6 +103,7 @@ def fetch_from_hub(name: str, num_files: int | None, folder: Path) -> list[Path]
         wanted = [file for file in files if file.endswith(SUFFIXES)][:num_files]
         if not wanted:
             raise ValueError(f"source={name} on the hub holds no {', '.join(SUFFIXES)} file")
+        require_inside(wanted)
         return [
             Path(hf_hub_download(name, file, repo_type="dataset", local_dir=folder))
             for file in tqdm(wanted, desc="fetching", unit=" files", disable=None)
@@ -153,7 +159,7 @@ def _sign_of(part: Path) -> Path:
 
 def _read_sign(part: Path) -> str:
     with suppress(OSError, ValueError):
-        sign = json.loads(_sign_of(part).read_text())
+        sign = parse_json(_sign_of(part).read_text())
         return sign if isinstance(sign, str) else ""
     return ""
 

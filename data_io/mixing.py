@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
+
+from data_io.parsing import parse_yaml
 
 SHOWN_NAMES = 5
 SHAPE = "a list of `- prefix: NAME` with max_per_file, long_context and repeat as they are needed"
@@ -48,10 +49,9 @@ class Mixture:
         if path is None:
             return cls(())
         try:
-            entries = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            told = " ".join(str(error).split())
-            raise ValueError(f"{path} is no YAML ({told}); write {SHAPE}") from None
+            entries = parse_yaml(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is no YAML ({error}); write {SHAPE}") from None
         except FileNotFoundError:
             raise ValueError(
                 f"prefix_config_path={path} does not exist; write {SHAPE}, or say null for every "

@@ -27,11 +27,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError, model_validator
 
 from data_io.hub import SAVED_FILES, HubData
 from data_io.mixture_readers import MIXTURE_READERS
+from data_io.parsing import parse_yaml
 from data_io.readers import AUTO, READERS, to_record
 from data_io.records import DEFAULT_CONDITION, Record
 from data_io.source_files import BEYOND_JSON, SUFFIXES, RawRow, find_sources
@@ -153,11 +153,11 @@ class ChatMixture(BaseModel):
         if not path.is_file():
             raise ValueError(f"mixture={path} is no file; config/data/mixtures has some")
         try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+            content = parse_yaml(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is no YAML ({error})") from None
+        try:
             return cls.model_validate(content)
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            told = " ".join(str(error).split())
-            raise ValueError(f"{path} is no YAML ({told})") from None
         except ValidationError as error:
             faults = "; ".join(
                 f"{'.'.join(map(str, fault['loc'])) or 'the file'}: "

@@ -12,6 +12,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,11 @@ EAGER_TOKENS = 2**28  # so many token ids are checked on opening; of larger data
 CHUNK = 2**20
 HASHED_BLOCKS, HASHED_BLOCK_BYTES = 32, 2**16
 INDEX_NAMES = ("inst_start", "inst_len", "resp_start", "resp_len")
+# What numpy raises for headers that are none: their text goes through Python's own tokenizer.
+OF_ARRAYS = (
+    *(ValueError, EOFError, TokenError, SyntaxError, TypeError),
+    *(OverflowError, MemoryError, RecursionError),
+)
 MAKE_AGAIN = "sample the data again, or copy it again from where it is whole"
 
 IntArray = NDArray[np.integer[Any]]
@@ -271,7 +277,7 @@ def _open_array(path: Path) -> IntArray:
     """One .npy file as a read-only memory map."""
     try:
         array = np.load(_existing(path), mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
+    except OF_ARRAYS as error:
         raise ValueError(f"{path} is no whole .npy file ({error}); {MAKE_AGAIN}") from None
     if not isinstance(array, np.ndarray) or array.ndim != 1 or array.dtype.kind not in "iu":
         found = f"{array.dtype} of shape {array.shape}" if hasattr(array, "shape") else "an archive"

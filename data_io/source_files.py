@@ -1,7 +1,7 @@
 """Source files as rows of fields, streamed: JSONL (also .gz, .zst), JSON arrays, Parquet.
 
 Owns finding and reading files; what the fields mean is the business of `data_io.readers`. The
-memory that a file takes does not grow with its size; a row has at most MAX_LINE_BYTES.
+memory of a file does not grow with its size; a row has at most MAX_LINE_BYTES.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from data_io.safe_paths import leads_back
 
 MAX_LINE_BYTES = 2**24  # of a row; the tokenizer needs some 20 times as much to encode it
 BLOCK_BYTES = 2**20
@@ -120,7 +122,8 @@ def find_sources(paths: Iterable[Path]) -> list[SourceFile]:
 def _searched(folder: Path) -> list[tuple[Path, str]]:
     files = []
     for parent, subfolders, names in os.walk(folder, followlinks=True):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        seen = (Path(parent) / name for name in sorted(subfolders) if not name.startswith("."))
+        subfolders[:] = [path.name for path in seen if not leads_back(path)]
         for name in names:
             if name.endswith(SUFFIXES) and not name.startswith("."):
                 path = Path(parent) / name
@@ -134,15 +137,12 @@ def _json_rows(path: Path, position: Callable[[int], None]) -> Iterator[RawRow]:
         plain: Any = pa.CompressedInputStream(pa.PythonFile(raw), codec) if codec else raw
         file = io.BufferedReader(plain, BLOCK_BYTES)
         start = file.peek(64).lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
-        is_array = path.suffix == ".json" and start == b"["
-        read = _array_rows if is_array else _line_rows
+        read = _array_rows if path.suffix == ".json" and start == b"[" else _line_rows
         yield from read(path, file, lambda: position(raw.tell()))
 
 
 def _line_rows(path: Path, file: BinaryIO, report: Callable[[], None]) -> Iterator[RawRow]:
-    number = 0
-    while line := file.readline(MAX_LINE_BYTES + 1):
-        number += 1
+    for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), 1):
         where = f"{path}, line {number}"
         if len(line) > MAX_LINE_BYTES:
             raise _too_long(where)
@@ -209,9 +209,9 @@ class _ArrayText:
     def expect(self, characters: str) -> str:
         found = self.next_character()
         if not found or found not in characters:
-            expected = " or ".join(characters)
-            got = repr(found) if found else "the end of the file"
-            raise _refusal(f"{self.path}, line {self.line}", f"has {got} instead of {expected}")
+            fault = f"has {found!r}" if found else "has the end of the file"
+            fault += f" instead of {' or '.join(characters)}"
+            raise _refusal(f"{self.path}, line {self.line}", fault)
         self._pass(1)
         return found
 
@@ -270,9 +270,8 @@ def _parquet_rows(path: Path, position: Callable[[int], None]) -> Iterator[RawRo
                 for fields in _batch_fields(batch):
                     number += 1
                     where = f"{path}, row {number}"
-                    if sum(len(each) for each in fields.values() if isinstance(each, str)) > (
-                        MAX_LINE_BYTES
-                    ):
+                    length = sum(len(each) for each in fields.values() if isinstance(each, str))
+                    if length > MAX_LINE_BYTES:
                         raise _too_long(where)
                     yield RawRow(where, fields)
                 position(size * number // max(1, file.metadata.num_rows))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import glob
 import io
 import itertools
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, TextIO
@@ -17,6 +16,7 @@ from typing import NamedTuple, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
+from data_io.parsing import parse_json
 from data_io.prompt_format import PromptFormat
 
 ROWS = ".jsonl"  # files of this suffix hold a document a line, all others are one document
@@ -92,8 +92,8 @@ def _documents(path: Path, file: TextIO) -> Iterator[TextIO]:
         if not line.strip():
             continue
         try:
-            text = json.loads(line)["text"]
-        except (json.JSONDecodeError, KeyError, TypeError):
+            text = parse_json(line)["text"]
+        except (ValueError, KeyError, TypeError):
             text = None
         if not isinstance(text, str):
             raise ValueError(

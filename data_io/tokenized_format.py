@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat, NonNegativeInt, ValidationError
 
-from data_io.sampled_format import INDEX_NAMES, IntArray, TokenizerInfo
+from data_io.sampled_format import INDEX_NAMES, OF_ARRAYS, IntArray, TokenizerInfo
 from data_io.source_files import SourceState
 
 INFO_FILE, METADATA_FILE, MADE_FILE = "tokenizer_info.json", "metadata.json", "made.json"
@@ -178,7 +178,7 @@ def _open_array(path: Path) -> IntArray:
         raise FileNotFoundError(f"{path} is missing from the tokenized data; {MAKE_AGAIN}")
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
+    except OF_ARRAYS as error:
         raise ValueError(f"{path} is no whole .npy file ({error}); {MAKE_AGAIN}") from None
     if not isinstance(array, np.ndarray) or array.ndim != 1 or array.dtype.kind not in "iu":
         raise ValueError(f"{path} must hold one row of integers; {MAKE_AGAIN}")

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data_io.parsing import parse_json
 from evaluation.benchmarks.protocol import Item, Verdict
 
 LOG_GLOB, LOG_NAME = "answers.*.jsonl", "answers.{rank}.jsonl"
@@ -67,7 +68,7 @@ def read_logs(folder: Path) -> Log:
         lines = path.read_bytes().split(b"\n")
         for number, content in enumerate(lines[:-1], start=1):  # what follows the last end is torn
             try:
-                line = json.loads(content)
+                line = parse_json(content)
                 key = (line["benchmark"], line["id"])
                 if "given" in line:
                     log.answers[key] = Given(**line["given"])

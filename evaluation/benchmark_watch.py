@@ -24,7 +24,7 @@ from evaluation.summary import lines_of, record_of, versions
 from models.language_model import LanguageModel
 from training.adam_atan2 import AdamATan2
 from training.checkpoint import Progress
-from training.telemetry import MetricsLogger, read_metrics
+from training.telemetry import MetricsLogger, read_numbers
 from training.validation import has_averages
 
 RESULTS_DIR, STEP_NAME = "benchmarks", "step_{step}"  # in the run's folder
@@ -195,7 +195,7 @@ _PER_ITEM = ("items", "texts", "prompts", "digests")
 
 def _last_look(metrics: Path) -> int:
     """The step of the last figures in metrics.jsonl; -1 where there are none."""
-    lines = read_metrics(metrics) if metrics.is_file() else []
+    lines = read_numbers(metrics) if metrics.is_file() else []
     steps = [line["step"] for line in lines if any(key.startswith(f"{METRICS}/") for key in line)]
     return max(steps, default=-1)
 

@@ -30,7 +30,7 @@ from training.lowest_loss import LowestLoss
 from training.prefetch import load_batches
 from training.samples import SampleLog
 from training.schema import ValDataConfig
-from training.telemetry import MetricsLogger, read_metrics
+from training.telemetry import MetricsLogger, read_numbers
 from training.validation import Validator, require_same_tokens
 
 
@@ -173,5 +173,5 @@ class HeldOutWatch:
 
 def _looks(metrics: Path) -> list[dict[str, Any]]:
     """The scores in metrics.jsonl so far."""
-    lines = read_metrics(metrics) if metrics.is_file() else []
+    lines = read_numbers(metrics) if metrics.is_file() else []
     return [line for line in lines if "val/loss" in line]

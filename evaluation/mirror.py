@@ -7,12 +7,12 @@ JSON object a line; `.parquet` and the hub's own `<split>-00000-of-00001.parquet
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+from data_io.parsing import parse_json
 from evaluation.benchmarks.protocol import DataSource, Row, Split
 
 BATCH_ROWS = 1024  # of a Parquet file at a time
@@ -111,7 +111,7 @@ def read_rows(file: Path) -> Iterator[Row]:
                 continue
             try:
                 text = line.decode("utf-8")
-                row = json.loads(text)
+                row = parse_json(text)
             except ValueError as error:  # of UTF-8 too
                 raise ValueError(f"{file}:{number} is no JSON: {error}") from None
             if not isinstance(row, dict):

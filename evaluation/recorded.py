@@ -5,12 +5,12 @@ Owns reading and checking results.json and items.jsonl, which `evaluation.record
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_io.parsing import parse_json
 from evaluation.benchmarks.protocol import Item, Verdict
 from evaluation.records import FORMAT, ITEMS_FILE, RESULTS_FILE
 
@@ -110,7 +110,7 @@ def _read_record(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: the folder holds no results of an evaluation")
     try:
-        record = json.loads(path.read_bytes())
+        record = parse_json(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path} is no JSON: {error}") from None
     needed = {"name", "model", "benchmarks"}
@@ -123,7 +123,7 @@ def _read_record(path: Path) -> Mapping[str, Any]:
 
 def _answered_item(content: bytes, where: str) -> tuple[str, AnsweredItem]:
     try:
-        line = json.loads(content)
+        line = parse_json(content)
         prompt = line["prompt"]
         return line["benchmark"], AnsweredItem(
             id=line["id"],

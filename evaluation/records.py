@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data_io.parsing import parse_json
 from evaluation.answer_log import LOG_GLOB, Given, encoded, logged_labels, read_logs
 from evaluation.benchmarks.protocol import Item, Verdict
 from training.checkpoint import write_atomically
@@ -56,7 +57,7 @@ class ResultsFolder:
         by_label: dict[str, list[bytes]] = {}
         if path.is_file():
             for content in path.read_bytes().splitlines(keepends=True):
-                by_label.setdefault(json.loads(content)["benchmark"], []).append(content)
+                by_label.setdefault(_label_of(content, path), []).append(content)
         by_label[label] = [encoded(line) for line in lines]
         aside = path.with_name(f".{path.name}.writing")
         with aside.open("wb") as file:
@@ -200,13 +201,33 @@ def _read(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        stored = json.loads(path.read_bytes())
+        stored = parse_json(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path} cannot be read: {error}; give another name=") from None
     is_ours = isinstance(stored, dict) and stored.get("format") == FORMAT
-    if not is_ours or not {"model", "settings", "benchmarks", "started_at"} <= stored.keys():
+    if not is_ours or not _is_whole(stored):
         raise ValueError(f"{path} is no record of this evaluation; give another name=")
     return stored
+
+
+def _is_whole(stored: Mapping[str, Any]) -> bool:
+    """Whether a record has all that going on with it needs."""
+    objects = [stored.get(name) for name in ("model", "settings", "benchmarks")]
+    labels = objects[1].get("benchmarks") if isinstance(objects[1], dict) else None
+    objects += [labels, *(labels.values() if isinstance(labels, dict) else ())]
+    is_timed = isinstance(stored.get("seconds"), int | float) and "started_at" in stored
+    return is_timed and all(isinstance(each, dict) for each in objects)
+
+
+def _label_of(content: bytes, path: Path) -> str:
+    """The benchmark of a line of items.jsonl."""
+    try:
+        return str(parse_json(content)["benchmark"])
+    except (ValueError, TypeError, KeyError):
+        raise ValueError(
+            f"{path} has a line that is no answered item ({content[:60]!r}); remove that line, or "
+            "the folder"
+        ) from None
 
 
 def _require_same_model(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

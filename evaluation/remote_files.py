@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 
+from data_io.redaction import require_no_password
+
 ADDRESSES = ("https://", "http://")
 CHUNK_BYTES = 1 << 20
 SILENCE_S = 60  # without a byte, after which the network counts as gone
@@ -28,6 +30,7 @@ def local_copy(source: str, *, what: str, option: str) -> Iterator[Path]:
             )
         yield path
         return
+    require_no_password(source, option)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "download"
         try:

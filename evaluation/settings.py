@@ -14,9 +14,9 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
+from data_io.parsing import parse_yaml
 from evaluation.benchmarks import BENCHMARKS, benchmark_named
 from evaluation.benchmarks.protocol import Benchmark
 
@@ -79,8 +79,8 @@ def read_settings(
 ) -> EvaluationSettings:
     """The settings of a file's text and a command line. ValueError names what is wrong."""
     try:
-        config = yaml.safe_load(config_text) or {}
-    except yaml.YAMLError as error:
+        config = parse_yaml(config_text) or {}
+    except ValueError as error:
         raise ValueError(f"the evaluation's config is no YAML: {error}") from None
     if not isinstance(config, dict):
         raise ValueError("the evaluation's config must be keys with values")
@@ -109,8 +109,8 @@ def _set(config: dict[str, Any], argument: str) -> None:
     value: Any = text
     if key not in TEXT_KEYS or text == "null":
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
+            value = parse_yaml(text)
+        except ValueError:
             raise ValueError(f"{key}={text!r} is no YAML value; quote it") from None
     if not below:
         config[head] = value

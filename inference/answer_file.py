@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from data_io.parsing import parse_json
+
 SETTINGS_SUFFIX = ".settings.json"
 
 
@@ -65,7 +67,9 @@ class AnswerFile:
                 "made; give another output=, or remove it"
             )
         try:
-            begun = json.loads(self.settings_path.read_bytes())
+            begun = parse_json(self.settings_path.read_bytes())
+            if not isinstance(begun, dict):
+                raise ValueError("it holds no object")
         except ValueError as error:
             raise ValueError(f"{self.settings_path} is no JSON: {error}") from None
         keys = dict.fromkeys((*settings, *begun))
@@ -93,7 +97,7 @@ class AnswerFile:
         with self.path.open("rb") as file:
             for number, content in enumerate(file, 1):
                 try:
-                    line = json.loads(content)
+                    line = parse_json(content)
                 except ValueError:
                     line = None
                 if not isinstance(line, dict) or not isinstance(line.get("index"), int):

@@ -6,7 +6,6 @@ Owns no terminal and no page; scripts/chat.py, scripts/answer.py and scripts/cha
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any, Literal, Protocol, Self
 from pydantic import Field, PositiveInt, model_validator
 from torch import nn
 
+from data_io.parsing import parse_json
 from data_io.prompt_format import PromptFormat
 from data_io.records import Conversation, Turn
 from data_io.trm_template import to_trm_row
@@ -127,8 +127,8 @@ def read_rows(path: Path) -> Iterator[Row]:
             if not line.strip():
                 continue
             try:
-                yield _row(json.loads(line.decode("utf-8")))
-            except (ValueError, RecursionError) as error:
+                yield _row(parse_json(line.decode("utf-8")))
+            except ValueError as error:
                 raise ValueError(f"{path}:{number}: {error}") from None
 
 

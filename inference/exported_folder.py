@@ -6,7 +6,6 @@ written into such a folder is decided by `conversion`.
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from data_io.parsing import parse_json
 from data_io.sampled_format import TokenizerInfo
 from data_io.special_tokens import BOQ, CONDITION_TOKENS, EOA, EOQ
 from models.attention.sdpa import SdpaAttention
@@ -142,7 +142,7 @@ def read_exported(path: Path) -> ExportedModel:
 def read_json(path: Path) -> dict[str, Any]:
     """A file that holds one JSON object."""
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes())
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} is missing: the folder is no whole export") from None
     except ValueError as error:

@@ -5,11 +5,11 @@ Owns the paths through the model (packed, prefill, decode), not loss, sharding o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import Tensor, nn
 
 from models.attention import AttentionBackend, AttentionPlan
+from models.attention.interface import FusedContext, PackedContext
+from models.attention.one_pass import OnePassPlan
 from models.batch import PackedLayout
 from models.kv_cache import DecodeStep, DecodingContext, KVCache, PrefillContext, RowKernel
 from models.layers import Linear, Rope
@@ -19,14 +19,11 @@ from models.transformer import NetConfig
 VOCAB_MULTIPLE = 256
 
 
-@dataclass(frozen=True, slots=True)
-class PackedContext:
-    """Attention within one packed row, the same for every layer and application."""
-
-    plan: AttentionPlan
-
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return self.plan.attend(query, key, value)
+def packed_context(plan: AttentionPlan, head_size: int) -> PackedContext | FusedContext:
+    """With rotary positions and the gate in the attention's kernels where these can."""
+    if isinstance(plan, OnePassPlan) and plan.can_rotate(head_size):
+        return FusedContext(plan)
+    return PackedContext(plan)
 
 
 class LanguageModel(nn.Module):
@@ -60,7 +57,10 @@ class LanguageModel(nn.Module):
         other nets have theirs in the configuration. `trace` is shown each state as it is written.
         """
         plans = self._plans(layout, len(tokens))
-        contexts = [PackedContext(plans[name]) for name in self._stack_of_each_application]
+        contexts = [
+            packed_context(plans[name], self._stacks[name].head_size)
+            for name in self._stack_of_each_application
+        ]
         return self.model(tokens, self._ropes(positions), contexts, backprop_steps, trace)
 
     def prefill(

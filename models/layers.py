@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.attention.interface import FusedContext
 from models.linear import linear
 
 # A normal folded by fmod(3) has the standard deviation 1 / this.
@@ -77,6 +78,11 @@ class Rope:
         halves_swapped = x.roll(x.shape[-1] // 2, -1)
         return (x * self.cos + halves_swapped * self.sin).to(x.dtype)
 
+    def turns(self) -> Tensor:
+        """The same rotations of pairs of numbers, as complex ones: [T, 1, K / 2]."""
+        half = self.cos.shape[-1] // 2
+        return torch.complex(self.cos[:, 0, :, :half], self.sin[:, 0, :, half:])
+
 
 class AttentionContext(Protocol):
     """What one application of a stack attends to: the packed row, or a cache too."""
@@ -98,9 +104,12 @@ class GatedAttention(nn.Module):
     def forward(
         self, x: Tensor, rope: Rope | None, context: AttentionContext, layer: int, call: int = 0
     ) -> Tensor:
-        gate, query_key, value = (
-            self.gqkv_proj(x, call).unflatten(-1, (4, self.num_heads, -1)).split((1, 2, 1), dim=-3)
-        )  # [T, 1 | 2 | 1, H, K]
+        gqkv = self.gqkv_proj(x, call).unflatten(-1, (4, self.num_heads, -1))  # [T, 4, H, K]
+        if isinstance(context, FusedContext):
+            angles = (None, None) if rope is None else (rope.cos, rope.sin)
+            gated = context.plan.attend_gated(gqkv, *angles)  # [T, H, K]
+            return self.o_proj(gated.flatten(-2), call)  # [T, D]
+        gate, query_key, value = gqkv.split((1, 2, 1), dim=-3)  # [T, 1 | 2 | 1, H, K]
         if rope is not None:
             query_key = rope.rotate(query_key)
         query, key = query_key.unbind(-3)  # [T, H, K]

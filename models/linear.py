@@ -83,6 +83,22 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
     return _product(x, weight) if _uses_onednn(x) else F.linear(x, weight)
 
 
+def product_plus(added: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """`added + x @ weight.T`, without gradients."""
+    if _uses_onednn(x):
+        return torch.ops.mkldnn._linear_pointwise.binary(x, added, weight, None, "add")
+    return torch.addmm(added, x, weight.T)
+
+
+def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
+    """`grad.T @ x`: the gradient to a weight from that of its product, [T, out] and [T, in]."""
+    if not _uses_onednn(grad):
+        return grad.T @ x
+    if grad.shape[1] <= x.shape[1]:
+        return _product(grad.T, x.T)
+    return _product(x.T, grad.T).T.contiguous()  # it copies its first factor: the smaller one
+
+
 def _uses_onednn(x: Tensor) -> bool:
     is_plain_matrix = x.dim() == 2 and len(x) >= MIN_ROWS
     return (
@@ -125,7 +141,7 @@ class _Linear(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:  # type: ignore[override]
         x, weight = ctx.saved_tensors
         grad_x = _product(grad, weight.T) if ctx.needs_input_grad[0] else None
-        grad_weight = _product(grad.T, x.T) if ctx.needs_input_grad[1] else None
+        grad_weight = weight_gradient(grad, x) if ctx.needs_input_grad[1] else None
         return grad_x, grad_weight
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from models.batch import IGNORE_LABEL, PackedLayout
-from models.linear import product
+from models.linear import product, weight_gradient
 
 CHUNK_LOGITS = 1 << 22  # logits alive at a time (16 MiB in fp32)
 
@@ -111,7 +111,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             if grad_hidden is not None:
                 grad_hidden[part] = product(error, weight.T)
             if grad_weight is not None:
-                grad_weight += product(error.T, hidden[part].T)
+                grad_weight += weight_gradient(error, hidden[part])
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype = weight.dtype
         ctx.mark_non_differentiable(is_correct)

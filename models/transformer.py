@@ -15,7 +15,17 @@ from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, model_va
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from models.layers import AttentionContext, GatedAttention, Rope, SwiGLU, rms_norm, swiglu_size
+from models import cpu_block
+from models.attention.interface import PackedContext
+from models.layers import (
+    AttentionContext,
+    GatedAttention,
+    Linear,
+    Rope,
+    SwiGLU,
+    rms_norm,
+    swiglu_size,
+)
 
 
 class StackConfig(BaseModel):
@@ -176,12 +186,20 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, rope: Rope | None, context: AttentionContext, layer: int, call: int = 0
     ) -> Tensor:
+        mixing = self._mixing(x, rope, context)
+
         def with_attention(x: Tensor) -> Tensor:
+            if mixing is not None:
+                weights = self.attn.gqkv_proj.weight, self.attn.o_proj.weight
+                return cpu_block.attention_half(x, *weights, mixing)
             if self.is_pre_norm:
                 return x + self.attn(rms_norm(x, self.norm_eps), rope, context, layer, call)
             return rms_norm(x + self.attn(x, rope, context, layer, call), self.norm_eps)
 
         def with_mlp(x: Tensor) -> Tensor:
+            if mixing is not None:
+                weights = self.mlp.gate_up_proj.weight, self.mlp.down_proj.weight
+                return cpu_block.mlp_half(x, *weights, self.norm_eps)
             if self.is_pre_norm:
                 return x + self.mlp(rms_norm(x, self.norm_eps), call)
             return rms_norm(x + self.mlp(x, call), self.norm_eps)
@@ -191,6 +209,19 @@ class Block(nn.Module):
         if self.recomputed == "attention":
             return with_mlp(_recomputing(with_attention, x))
         return with_mlp(with_attention(x))
+
+    def _mixing(
+        self, x: Tensor, rope: Rope | None, context: AttentionContext
+    ) -> cpu_block.Mixing | None:
+        """What `models.cpu_block` needs, where it can take the place of the layers."""
+        if not self.is_pre_norm or not isinstance(context, PackedContext):
+            return None
+        maps = self.attn.gqkv_proj, self.attn.o_proj, self.mlp.gate_up_proj, self.mlp.down_proj
+        are_plain = all(type(each) is Linear and not each.weight.is_mkldnn for each in maps)
+        plan = context.plan
+        if not are_plain or not cpu_block.is_possible(x, plan):
+            return None
+        return cpu_block.Mixing(plan, rope and rope.turns(), self.attn.num_heads, self.norm_eps)
 
 
 def _recomputing(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

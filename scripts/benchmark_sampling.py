@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import multiprocessing
 import resource
 import shutil
@@ -49,6 +50,7 @@ class Settings(BaseModel):
     plain: bool = Field(True, description="measure the plain rendition too (116 bytes per row)")
     work: Path | None = Field(None, description="where to make the data; null: a temporary folder")
     seed: int = Field(0, description="of data and draws")
+    output: Path | None = Field(None, description="JSON file of all figures")
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,10 +153,11 @@ def _anonymous_bytes(pid: int | None) -> int:
     return int(found[0].split()[1]) * 1024 if found else 0
 
 
-def compare(settings: Settings, root: Path) -> None:
+def compare(settings: Settings, root: Path) -> dict[str, Any]:
+    """Prints and returns what both sides need."""
     size = make_sources(root / "tokenized", settings)
     print(f"{settings.rows:,} rows in {settings.sources} sources, {size / 1e9:.2f} GB", flush=True)
-    seconds = {}
+    found: dict[str, Any] = {"settings": settings.model_dump(mode="json", exclude={"work"})}
     for side in (ours, plain) if settings.plain else (ours,):
         runs = []
         for epochs in (1, settings.epochs):
@@ -163,17 +166,31 @@ def compare(settings: Settings, root: Path) -> None:
             runs.append(measured(side, root / "tokenized", output, epochs, settings.seed))
         short, long = runs
         more = settings.epochs - 1
-        seconds[side.__name__] = (long.elapsed_s - short.elapsed_s) / more
+        found[side.__name__] = {
+            "epoch_s": (epoch_s := (long.elapsed_s - short.elapsed_s) / more),
+            "epoch_cpu_s": (cpu_s := (long.cpu_s - short.cpu_s) / more),
+            "peak_bytes_per_row": (bytes_per_row := long.peak_bytes / settings.rows),
+        }
         print(
-            f"{side.__name__:5}: {seconds[side.__name__]:.2f} s per epoch, "
-            f"{(long.cpu_s - short.cpu_s) / more:.2f} s of CPU time; all {settings.epochs} in "
-            f"{long.elapsed_s:.1f} s; peak RssAnon {long.peak_bytes / 1e6:,.0f} MB, "
-            f"{long.peak_bytes / settings.rows:.1f} bytes per row",
+            f"{side.__name__:5}: {epoch_s:.2f} s per epoch, {cpu_s:.2f} s of CPU time; all "
+            f"{settings.epochs} in {long.elapsed_s:.1f} s; peak RssAnon "
+            f"{long.peak_bytes / 1e6:,.0f} MB, {bytes_per_row:.1f} bytes per row",
             flush=True,
         )
     if settings.plain:
-        print(f"ratio: ours takes {seconds['ours'] / seconds['plain']:.2f} of the plain time")
-        print(f"same rows: {same_rows(root / 'ours', root / 'plain', settings.epochs)}")
+        names = {
+            "epoch_s": "ratio",
+            "epoch_cpu_s": "cpu_ratio",
+            "peak_bytes_per_row": "memory_ratio",
+        }
+        for name, ratio in names.items():
+            our_figure = found["ours"][name]  # 0 where there are few rows
+            found[ratio] = found["plain"][name] / our_figure if our_figure else None
+        found["same_rows"] = same_rows(root / "ours", root / "plain", settings.epochs)
+        share = found["ours"]["epoch_s"] / found["plain"]["epoch_s"]
+        print(f"ratio: ours takes {share:.2f} of the plain time")
+        print(f"same rows: {found['same_rows']}")
+    return found
 
 
 def same_rows(one: Path, other: Path, epochs: int) -> bool:
@@ -188,7 +205,9 @@ def same_rows(one: Path, other: Path, epochs: int) -> bool:
 def main(arguments: list[str]) -> None:
     settings = parse_options(Settings, arguments, __doc__ or "")
     with tempfile.TemporaryDirectory(dir=settings.work, prefix="sampling-") as folder:
-        compare(settings, Path(folder))
+        found = compare(settings, Path(folder))
+    if settings.output is not None:
+        settings.output.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

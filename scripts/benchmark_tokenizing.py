@@ -58,6 +58,7 @@ class BenchmarkOptions(BaseModel):
     repeats: NonNegativeInt = Field(default=3, description="turns of both sides; 0: no speed")
     corpus_bytes: NonNegativeInt = Field(default=0, description="for memory; 0: no memory")
     folder: Path | None = Field(default=None, description="where files go for the while")
+    output: Path | None = Field(default=None, description="JSON file of the ratios")
 
 
 def main(arguments: list[str]) -> None:
@@ -140,6 +141,12 @@ def measure_speed(
         f"ratio of throughput {median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}), of "
         f"CPU time {median(cpu_ratios):.2f}; higher is faster than the library"
     )
+    if options.output is not None:
+        settings = options.model_dump(mode="json", include={"made_bytes", "repeats"})
+        found = {"settings": settings, "megabytes": size, "library_texts_at_once": best}
+        found |= {"ratio": median(ratios), "cpu_ratio": median(cpu_ratios)}
+        found |= {"ratios": ratios, "cpu_ratios": cpu_ratios}
+        options.output.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 
 def library_seconds(library: Tokenizer, texts: list[str], count: int) -> tuple[float, float]:

@@ -138,16 +138,21 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5, help="measured ones (default 5)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--option", choices=OPTIONS, help="this one alone, as JSON")
+    parser.add_argument("--among", choices=OPTIONS, action="append", help="beside plain (all)")
+    parser.add_argument("--json", type=Path, help="also write all figures to this file")
     arguments = parser.parse_args()
     device = pick_device(arguments.device)
     if arguments.option:
         (net,) = arguments.net
         print(json.dumps(measure(net, arguments.option, arguments.steps, device)))
         return
+    rows = []
     for net in arguments.net or NETS:
         print(f"{net}: hrm, {NETS[net][1]:,} tokens a step, bp 5, {device.type}")
         plain: dict[str, float] = {}
         for option in OPTIONS:
+            if option not in ("plain", *(arguments.among or OPTIONS)):
+                continue
             command = [sys.executable, "-m", "scripts.benchmark_training_options", "--net", net]
             command += ["--option", option, "--steps", str(arguments.steps)]
             command += ["--device", arguments.device]
@@ -155,12 +160,16 @@ def main() -> None:
             plain = plain or found
             time_ratio = found["step_s"] / plain["step_s"]
             memory_ratio = found["added"] / plain["added"] if plain["added"] else float("nan")
+            ratios = {"time_ratio": time_ratio, "memory_ratio": memory_ratio}
+            rows.append({"net": net, "option": option, **found, **ratios})
             print(
                 f"  {option:35} {found['step_s'] * 1e3:8.1f} ms ({time_ratio:.2f})  "
                 f"{found['added'] / 2**20:7.1f} MiB added ({memory_ratio:.2f})  "
                 f"compiled in {found['compile_s']:.0f} s",
                 flush=True,
             )
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

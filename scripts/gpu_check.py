@@ -27,7 +27,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import yaml
@@ -46,11 +46,13 @@ from models.attention import (
     select_attention,
 )
 from models.attention.dense import DenseAttention
+from models.attention.one_pass import OnePassPlan, TritonAttention
 from models.attention.sdpa import SdpaAttention
 from models.attention.two_pass import Segments, two_pass_plan
 from models.batch import IGNORE_LABEL, PackedLayout
 from models.flops import total_parameters, training_flops_per_token
 from models.language_model import LanguageModel
+from models.layers import Rope
 from models.loss import next_token_sums
 from models.transformer import Block, NetConfig
 from simple_inference_engine import GREEDY, InferenceEngine, Request, Sampling
@@ -62,8 +64,12 @@ from training.compiling import (
     compile_s,
     require_compiler,
 )
-from training.distributed import World, reshard, shard_model, stop_world
+from training.distributed import World, reshard, set_gradient_sync, shard_model, stop_world
 from training.export_format import ARCH_ADAPTER, arch_from_reference, parameter_name_from_reference
+from training.planning_activations import Kernels, Rows
+from training.planning_devices import GPUS
+from training.planning_memory import MemoryCase, memory_moments
+from training.planning_memory import peak as plan_peak
 
 Figures = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[1]
@@ -81,7 +87,7 @@ LENGTHS: dict[str, tuple[list[tuple[int, int]], int]] = {  # (prefix, causal par
     "no prefixes": ([(0, 68), (0, 1), (0, 153)], 34),
     "one-token sequences": ([(1, 0), (0, 1), (1, 0)], 17),
     "an empty sequence": ([(34, 34), (0, 0), (34, 34)], 0),
-    "much padding": ([(1, 1)], 1020),
+    "much padding": ([(17, 17)], 1020),
     "long": ([(700, 3), (3, 700), (129, 128)], 9),
 }
 NETS: dict[str, dict[str, Any]] = {
@@ -320,6 +326,42 @@ def check_attention(name: str, dtype: torch.dtype, setting: Setting) -> Figures:
     return judge(compare_with_oracle(backend.prepare, setting, dtype), MAX_ERROR[dtype])
 
 
+def check_gated_attention(dtype: torch.dtype, setting: Setting) -> Figures:
+    """Our own kernels with rotary positions and the gate in them, against the oracle in fp32."""
+    backend = TritonAttention()
+    reason = backend.why_not(setting.device, dtype, 64)
+    if reason is not None:
+        raise NotHere(reason)
+    errors = {}
+    for case, (lengths, padding) in LENGTHS.items():
+        layout = packed(lengths, setting.device)
+        num_rows = sum(map(sum, lengths)) + padding
+        rows = torch.randn(num_rows, 5, 3, 64, device=setting.device).to(dtype)
+        rope = Rope.at(torch.arange(num_rows, device=setting.device), 64, 10000.0)
+        plan, oracle = backend.prepare(layout, num_rows), DenseAttention().prepare(layout, num_rows)
+
+        def fused(gqkv: Tensor, plan: OnePassPlan = plan, rope: Rope = rope) -> Tensor:
+            return plan.attend_gated(gqkv, rope.cos, rope.sin)
+
+        def apart(gqkv: Tensor, plan: AttentionPlan = oracle, rope: Rope = rope) -> Tensor:
+            gate, query_key, value = gqkv.split((1, 2, 1), dim=1)
+            query, key = rope.rotate(query_key).unbind(1)
+            mixed = plan.attend(query, key, value[:, 0])
+            return gate[:, 0].sigmoid() * mixed
+
+        wanted = gated_results(apart, rows.float())
+        leave_nan_in_free_memory(setting.device)
+        errors[case] = worst(map(relative_error, gated_results(fused, rows), wanted))
+    return judge(errors, 2 * MAX_ERROR[dtype])  # what is rotated, and what is gated, is rounded too
+
+
+def gated_results(layer: Callable[[Tensor], Tensor], rows: Tensor) -> list[Tensor]:
+    """Output, and the gradient to gate, query, key and value [T, 4, H, K]."""
+    gqkv = rows[:, :4].detach().requires_grad_()
+    gated = layer(gqkv)
+    return [gated, *torch.autograd.grad(gated, gqkv, rows[:, 4])]
+
+
 def check_flash_package(module: str, setting: Setting) -> Figures:
     """The published system's kernel in the same two passes."""
     setting.require_cuda()
@@ -348,7 +390,7 @@ def check_attention_speed(setting: Setting) -> Figures:
     rows = torch.randn(4, num_rows, 12, 128, device=setting.device).to(torch.bfloat16)
     inputs = attention_inputs(rows)
     figures: Figures = {"T": num_rows, "num_seqs": int(layout.num_seqs), "num_heads": 12, "K": 128}
-    for name in ("sdpa", "flex", "varlen", "flash3"):
+    for name in ("sdpa", "flex", "triton", "varlen", "flash3"):
         backend = BACKENDS_BY_NAME[name]
         reason = backend.why_not(setting.device, torch.bfloat16, 128)
         if reason is not None:
@@ -678,7 +720,7 @@ def net_of_size(size: str, **changes: Any) -> NetConfig:
     return ARCH_ADAPTER.validate_python({**settings, **changes})
 
 
-def check_training_speed(setting: Setting) -> Figures:
+def check_training_speed(setting: Setting, attention_name: str | None = None) -> Figures:
     """Whole steps of the largest published size that fits, bf16, eager and compiled."""
     setting.require_cuda()
     setting.require_time(60)
@@ -689,9 +731,15 @@ def check_training_speed(setting: Setting) -> Figures:
             break
     else:
         raise NotHere(f"{total_bytes / 2**30:.0f} GiB are too few for any published size")
+    attention = fastest_attention(config, setting)
+    if attention_name is not None:
+        attention = BACKENDS_BY_NAME[attention_name]
+        reason = attention.why_not(setting.device, torch.bfloat16, config.answer_stack.head_size)
+        if reason is not None:
+            raise NotHere(reason)
     torch.manual_seed(0)
     with torch.device(setting.device):
-        model = LanguageModel(config, VOCAB_SIZE, fastest_attention(config, setting))
+        model = LanguageModel(config, VOCAB_SIZE, attention)
     shard_model(model, World(rank=0, size=1, device=setting.device), torch.bfloat16)
     optimizer = AdamATan2(model.parameters(), lr=1e-5, ema=0.9999)
     figures: Figures = {"size": size, "attention": model.attention.name, "steps": []}
@@ -706,6 +754,88 @@ def check_training_speed(setting: Setting) -> Figures:
             measured = measure_steps(model, optimizer, num_rows, backprop_steps, setting)
             figures["steps"].append({"kind": kind, **measured})
     return figures
+
+
+def check_memory_plan(setting: Setting) -> Figures:
+    """The allocator's peak in a step against what the planner says, by setting; within 10 %."""
+    setting.require_cuda()
+    setting.require_time(120)
+    figures: Figures = {}
+    errors = {}
+    for name, changes in MEMORY_CASES.items():
+        planned, measured, moment = memory_of(MemoryTrial(**changes), setting)
+        figures[name] = {"planned": planned, "measured": measured, "moment": moment}
+        errors[name] = abs(planned / measured - 1)
+    return judge(errors, 0.1, figures)
+
+
+def check_memory_24_gb(setting: Setting) -> Figures:
+    """XL trains within the memory of one card of 24 GB: accumulation, recomputation, offloading."""
+    setting.require_cuda()
+    setting.require_time(120)
+    total_gib = torch.cuda.get_device_properties(setting.device).total_memory / 2**30
+    cap_gib = GPUS["rtx4090"].memory_gib - GPUS["rtx4090"].context_gib
+    if total_gib < cap_gib:
+        raise NotHere(f"{total_gib:.0f} GiB are fewer than such a card has")
+    trial = MemoryTrial(
+        net_of_size("XL"), VOCAB_SIZE, 4096, num_micro=2, recomputed="block", offloads=True
+    )
+    torch.cuda.set_per_process_memory_fraction(cap_gib / total_gib, setting.device)
+    try:
+        planned, measured, moment = memory_of(trial, setting)
+    except torch.OutOfMemoryError as error:
+        raise Wrong(f"does not fit: {error}", {"cap_gib": cap_gib}) from None
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, setting.device)
+    return {"cap_gib": cap_gib, "planned": planned, "measured": measured, "moment": moment}
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryTrial:
+    """A net and how it is trained, as far as memory goes."""
+
+    config: NetConfig
+    vocab_size: int
+    num_rows: int  # of a micro-batch
+    num_micro: int = 1
+    recomputed: Literal["none", "block", "attention"] = "none"
+    compiled: CompileMode = "none"
+    offloads: bool = False
+
+
+def memory_of(trial: MemoryTrial, setting: Setting) -> tuple[int, int, str]:
+    """Bytes planned and measured of a second step, and at which moment the plan has its peak."""
+    torch.manual_seed(0)
+    with torch.device(setting.device):
+        attention = fastest_attention(trial.config, setting)
+        model = LanguageModel(trial.config, trial.vocab_size, attention)
+    recompute(model, trial.recomputed)
+    compile_model(model, trial.compiled)
+    shard_model(model, World(rank=0, size=1, device=setting.device), torch.bfloat16)
+    state_device = torch.device("cpu") if trial.offloads else None
+    optimizer = AdamATan2(model.parameters(), lr=1e-5, ema=0.9999, state_device=state_device)
+    batch = Batch.random(trial.num_rows, trial.vocab_size, setting.device)
+    for _ in range(2):
+        torch.cuda.reset_peak_memory_stats(setting.device)
+        for number in range(trial.num_micro):
+            set_gradient_sync(model, number + 1 == trial.num_micro)
+            loss_of(model, batch).backward()
+        reshard(model)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    measured = torch.cuda.max_memory_allocated(setting.device)
+    lens = (batch.layout.prefix_lens + batch.layout.causal_lens).tolist()
+    case = MemoryCase(
+        trial.config,
+        trial.vocab_size,
+        Rows.of(lens, trial.num_rows, batch.num_scored),
+        trial.num_micro,
+        Kernels(attention.name, 2, trial.compiled != "none", trial.recomputed),
+        is_wrapped=True,
+        offloads=trial.offloads,
+    )
+    worst_moment = plan_peak(memory_moments(case))
+    return worst_moment.total, measured, worst_moment.name
 
 
 def largest_row(model: LanguageModel, optimizer: AdamATan2, setting: Setting) -> int:
@@ -767,11 +897,27 @@ def attention_checks(*backends: str) -> dict[str, Callable[[Setting], Figures]]:
     return checks
 
 
+_FOUR_LAYERS = ARCH_ADAPTER.validate_python(
+    {**NETS["hrm"], "hidden_size": 1536, "num_heads": 12, "n_layers": 4}
+)
+_MANY_ROWS = {"config": _FOUR_LAYERS, "vocab_size": 65536, "num_rows": 16384}
+MEMORY_CASES: dict[str, dict[str, Any]] = {
+    "plain": _MANY_ROWS,
+    "compiled": {**_MANY_ROWS, "compiled": "stack"},
+    "recomputed": {**_MANY_ROWS, "recomputed": "block"},
+    "attention_recomputed": {**_MANY_ROWS, "recomputed": "attention"},
+    "micro_batches": {**_MANY_ROWS, "num_rows": 4096, "num_micro": 2},
+    "vocabulary": {**_MANY_ROWS, "vocab_size": 131072},
+    "offloaded": {**_MANY_ROWS, "num_rows": 2048, "offloads": True},
+}
+
 # What others rest on comes first, what takes long last. FlashAttention 3 takes torch's own kernels
 # over for the rest of the process, so `attention_speed` measures it last, and varlen comes before.
 CHECKS: dict[str, Callable[[Setting], Figures]] = {
     **attention_checks("sdpa:fp32", "sdpa:bf16", "varlen:bf16", "varlen:fp16"),
-    **attention_checks("flex:fp32", "flex:bf16"),
+    **attention_checks("flex:fp32", "flex:bf16", "triton:fp32", "triton:bf16"),
+    "gated_attention_fp32": partial(check_gated_attention, torch.float32),
+    "gated_attention_bf16": partial(check_gated_attention, torch.bfloat16),
     "nets": check_nets,
     "golden_nets": check_golden_nets,
     "decoding": check_decoding,
@@ -791,12 +937,17 @@ CHECKS: dict[str, Callable[[Setting], Figures]] = {
     "compile_block": partial(check_compile, "block"),
     "compile_step": partial(check_compile, "step"),
     "activation_memory": check_activation_memory,
+    "memory_plan": check_memory_plan,
+    "memory_24_gb": check_memory_24_gb,
     "generation_speed": check_generation_speed,
     "training_speed": check_training_speed,
+    "training_speed_triton": partial(check_training_speed, attention_name="triton"),
 }
 SLOW_CHECKS = (
     *("ceilings", "attention_speed", "compile", "compile_block", "compile_step"),
-    *("activation_memory", "generation_speed", "training_speed", "generation_compiled"),
+    *("activation_memory", "memory_plan", "memory_24_gb"),
+    *("generation_speed", "generation_compiled"),
+    *("training_speed", "training_speed_triton"),
 )
 
 

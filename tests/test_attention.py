@@ -242,7 +242,7 @@ def test_a_cuda_backend_says_why_it_cannot_run(
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("case", AWKWARD)
-@pytest.mark.parametrize("name", ["flash3", "varlen", "flex", "sdpa"])
+@pytest.mark.parametrize("name", ["flash3", "varlen", "flex", "triton", "sdpa"])
 def test_a_cuda_backend_agrees_with_the_oracle_in_bf16(name: str, case: str) -> None:
     device, head_size = torch.device("cuda"), 64
     backend = BACKENDS_BY_NAME[name]

@@ -34,7 +34,7 @@ UNSAFE_CALLS = {"eval", "exec", "torch.load", "pickle.load", "pickle.loads"}
 UNSAFE_CALLS |= {"yaml.load", "yaml.unsafe_load", "yaml.full_load"}
 # (file, what) -> why it is safe there
 ALLOWED_UNSAFE = {
-    ("training/tensor_store.py", "pickle"): (
+    ("training/safe_metadata.py", "pickle"): (
         "the .metadata of torch.distributed.checkpoint is a pickle; it is read through an "
         "Unpickler that admits only the classes it needs"
     ),

@@ -49,7 +49,8 @@ def build_model(
         if isinstance(module, Block):
             module.recomputed = config.activation_checkpointing
     compile_model(model, config.compile)
-    shard_model(model, world, dtype, unit=COMPILED.get(config.compile, Block))
+    unit = COMPILED.get(config.compile, Block)
+    shard_model(model, world, dtype, unit=unit, replicas=config.fsdp_replicas)
     kind = str(dtype).removeprefix("torch.")
     return BuiltModel(
         model,
@@ -57,6 +58,7 @@ def build_model(
             "attention": attention.name,
             "linear": linear,
             "compile": config.compile,
+            "replicas": str(config.fsdp_replicas),
             "device": world.device.type,
         },
         {
@@ -67,6 +69,7 @@ def build_model(
             **trained_lines,
             **_memory_lines(config, world.device),
             **_compile_line(config, recorded.get("compile", config.compile)),
+            **_replicas_line(config, world, recorded.get("replicas", "1")),
         },
     )
 
@@ -109,6 +112,16 @@ def _compile_line(config: RunConfig, before: str) -> dict[str, str]:
     if config.compile == "none" and not changed:
         return {}
     return {"compile": f"{config.compile}{changed}"}
+
+
+def _replicas_line(config: RunConfig, world: World, before: str) -> dict[str, str]:
+    replicas = config.fsdp_replicas
+    is_other = str(replicas) != before
+    changed = f"; it was {before}: the run is no longer bit-equal" if is_other else ""
+    if replicas == 1 and not changed:
+        return {}
+    shards = world.size // replicas
+    return {"replicas": f"{replicas} of all weights, each in {shards} shard(s){changed}"}
 
 
 def choose_attention(

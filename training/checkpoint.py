@@ -22,6 +22,7 @@ from typing import Any
 import yaml
 from torch import Tensor, nn
 
+from data_io.parsing import parse_json
 from training.adam_atan2 import AdamATan2
 from training.digests import (
     DIGESTS_FILE,
@@ -251,7 +252,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         )
     require_digest(path, PROGRESS_FILE, read_digests(path))
     try:
-        record = json.loads((path / PROGRESS_FILE).read_text())
+        record = parse_json((path / PROGRESS_FILE).read_text())
         log_state, data = record.pop("log_state"), record.pop("data", None)
         return Checkpoint(path, Progress(**record), log_state, data)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:

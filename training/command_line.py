@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from data_io.redaction import is_secret_name, secret_variable
 from training.schema import GROUPS, SECTIONS, RunConfig, legal_keys, net_names, nets, tags
 
 
@@ -28,9 +29,15 @@ def parse_config(raw: Mapping[str, Any]) -> tuple[RunConfig, list[str]]:
     if arch.get("name") != "hrm" and arch.get("bp_warmup_ratio") == 0:
         del arch["bp_warmup_ratio"]
     try:
-        return RunConfig(**{**raw, "arch": arch}), notes
+        config = RunConfig(**{**raw, "arch": arch})
     except ValidationError as error:
         raise ValueError(explain(error)) from None
+    if variable := secret_variable(config.model_dump_json()):
+        raise ValueError(
+            f"a setting holds the value of ${variable}, which would be written to all_config.yaml; "
+            "leave it out"
+        )
+    return config, notes
 
 
 def explain(error: ValidationError) -> str:
@@ -139,6 +146,11 @@ def _checked_override(argument: str, config_dir: Path | None) -> str:
     key, separator, value = bare.partition("=")
     if not separator and not argument.startswith("~"):
         raise ValueError(f"{argument!r} is no override; write key=value, e.g. lr=3e-4")
+    if is_secret_name(key):
+        raise ValueError(
+            f"{key}=... on a command line is seen by all users of this machine, and written down; "
+            "export it in the shell instead"
+        )
     if key.startswith(("hydra.", "hydra/")):
         return argument
     if key in GROUPS:

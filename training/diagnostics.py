@@ -19,6 +19,7 @@ from models.language_model import LanguageModel
 from models.transformer import NetConfig, Stack
 from training.adam_atan2 import AdamATan2
 from training.distributed import World, reshard
+from training.host_state import num_copies
 
 
 @torch.no_grad()
@@ -80,6 +81,7 @@ class UpdateFigures:
         self._level_of: dict[Tensor, str] = {
             param: level_of(name, model.config) for name, param in model.named_parameters()
         }
+        self._copies = num_copies(model.lm_head.weight)
         self._norms: list[tuple[str, Tensor]] = []  # level; [3] of gradient, update, weights
 
     def add(
@@ -110,7 +112,7 @@ class UpdateFigures:
             norms = torch.stack([norm for _, norm in self._norms]).cpu().double()
             rows = torch.tensor([levels.index(level) for level, _ in self._norms])
             squares.index_add_(0, rows, norms.square())
-        squares = self.world.sum(squares)
+        squares = self.world.sum(squares) / self._copies
         named = dict(zip(levels, squares, strict=True)) | {"total": squares.sum(0)}
         values: dict[str, float] = {}
         for level, of_level in named.items():

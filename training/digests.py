@@ -7,6 +7,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from data_io.parsing import parse_json
+
 DIGESTS_FILE = "digests.json"
 _DAMAGED = "; the checkpoint is damaged, use another one"
 
@@ -32,7 +34,7 @@ def merge_digests(staging: Path, *more: str) -> str:
 def read_digests(path: Path) -> dict[str, str]:
     """The list in a checkpoint, by the names of its files."""
     try:
-        return dict(json.loads((path / DIGESTS_FILE).read_text()))
+        return dict(parse_json((path / DIGESTS_FILE).read_text()))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path / DIGESTS_FILE} cannot be read: {error}{_DAMAGED}") from None
 

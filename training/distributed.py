@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.rendezvous import rendezvous
 
@@ -157,22 +157,31 @@ def shard_model(
     compute_dtype: torch.dtype,
     *,
     unit: type[nn.Module] = Block,
+    replicas: int = 1,
 ) -> None:
     """FSDP2 over all ranks, in place: fp32 master weights and reductions, `compute_dtype` inside.
 
     The weights of each `unit` are gathered together. FSDP acts between units, so what is compiled
-    as a whole must lie inside one, and be compiled before.
+    as a whole must lie inside one, and be compiled before. With several `replicas` the ranks are so
+    many groups in a row (HSDP): each holds all weights in shards, and gradients are summed within
+    the group first. ValueError where the ranks do not make that many equal groups.
 
     One process in fp32 stays a plain module. One process in bf16 wraps the root alone, so that the
     same policy makes the compute copy. Gradients are summed over ranks, never averaged.
     """
+    if world.size % replicas:
+        fitting = [n for n in range(1, world.size + 1) if world.size % n == 0]
+        raise ValueError(
+            f"fsdp_replicas={replicas} does not divide the {world.size} processes into equal "
+            f"groups; use one of {', '.join(map(str, fitting))}"
+        )
     if world.size == 1 and compute_dtype == torch.float32:
         return
     if not dist.is_initialized():
         store = dist.HashStore()
         backend = "nccl" if world.device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=0, world_size=1)
-    mesh = init_device_mesh(world.device.type, (world.size,))
+    mesh = _mesh(world, replicas)
     # Rotary tables must stay fp32, so inputs are not cast; a recurrent net would gather each block
     # again for every application if it were resharded after forward.
     policy = MixedPrecisionPolicy(
@@ -185,9 +194,21 @@ def shard_model(
     model.register_forward_hook(_require_gradient)
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     for module in _sharded_modules(model):
-        module.set_gradient_divide_factor(1.0)
+        if world.size > 1:  # alone it would divide by 1, into a copy of all gradients
+            module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)
         module.set_reshard_after_backward(False)
+
+
+def _mesh(world: World, replicas: int) -> DeviceMesh:
+    """All ranks; in two dimensions where there are groups: weights are sharded over the last."""
+    if replicas == 1:
+        return init_device_mesh(world.device.type, (world.size,))
+    return init_device_mesh(
+        world.device.type,
+        (replicas, world.size // replicas),
+        mesh_dim_names=("replicate", "shard"),
+    )
 
 
 def _require_gradient(module: nn.Module, inputs: Any, hidden: Tensor) -> Tensor:

@@ -15,7 +15,9 @@ from typing import Any
 
 import torch
 
+from data_io.parsing import parse_json
 from data_io.prompt_format import TOKENIZER_FILE, find_tokenizer
+from data_io.redaction import without_secrets
 from data_io.sampled_format import SampledData
 from training.checkpoint import write_atomically
 
@@ -52,7 +54,7 @@ def record_environment(run_path: Path, choices: Mapping[str, Any]) -> None:
         "platform": platform.platform(),
         "packages": {name: _version(name) for name in _PACKAGES},
         "cuda": torch.version.cuda,
-        "command": [Path(w).name if w.endswith(".py") else w for w in sys.orig_argv[1:]],
+        "command": [_word(word) for word in sys.orig_argv[1:]],
         "git_commit": commit,
         "git_clean": is_clean,
         "git_diff": None if is_clean else _git_diff(),
@@ -88,7 +90,7 @@ def recorded_choices(run_path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        return dict(json.loads(path.read_text())["choices"])
+        return dict(parse_json(path.read_text())["choices"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} cannot be read ({error}); delete it to choose anew") from None
 
@@ -97,6 +99,10 @@ def project_commit() -> str | None:
     """The commit of these sources, with `+changes` where they differ from it; None: not known."""
     commit, is_clean = _git_state()
     return commit if commit is None or is_clean else f"{commit}+changes"
+
+
+def _word(word: str) -> str:
+    return Path(word).name if word.endswith(".py") else without_secrets(word)
 
 
 def _version(package: str) -> str | None:
@@ -129,7 +135,10 @@ def _git_state() -> tuple[str | None, bool]:
 def _git_diff() -> str | None:
     """What differs from the commit, without the golden tensors; new files are in the zip alone."""
     diff = _git("diff", "--no-color", "--no-ext-diff", "HEAD", "--", ".", ":!tests/golden")
-    if diff is None or len(diff) <= DIFF_CHARACTERS:
+    if diff is None:
+        return None
+    diff = without_secrets(diff)
+    if len(diff) <= DIFF_CHARACTERS:
         return diff
     return f"{diff[:DIFF_CHARACTERS]}\n... cut after {DIFF_CHARACTERS} characters; see the sources"
 
@@ -149,5 +158,7 @@ def _zip_sources(path: Path) -> None:
         for file in sorted(files):
             is_source = file.suffix in _SOURCE_SUFFIXES and "golden" not in file.parts
             if is_source and (SOURCE_ROOT / file).is_file():
-                archive.write(SOURCE_ROOT / file, file)
+                text = (SOURCE_ROOT / file).read_text(encoding="utf-8", errors="surrogateescape")
+                told = without_secrets(text).encode(errors="surrogateescape")
+                archive.writestr(file.as_posix(), told)
     aside.replace(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -15,6 +16,14 @@ def local_part(tensor: Tensor | None) -> Tensor:
     """This rank's shard: DTensor arithmetic is slower and leaks (torchtitan#3790)."""
     assert tensor is not None
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def num_copies(tensor: Tensor) -> int:
+    """On how many ranks each part of it lies: more than one where weights are replicated."""
+    if not isinstance(tensor, DTensor):
+        return 1
+    sizes = zip(tensor.placements, tensor.device_mesh.shape, strict=True)
+    return math.prod(size for placement, size in sizes if placement.is_replicate())
 
 
 def copy_on(tensor: Tensor, device: torch.device) -> Tensor:

@@ -28,8 +28,10 @@ class StopRequests:
         max_steps: int | None,
         max_minutes: float | None,
         spent: Callable[[], str | None] = lambda: None,
+        has_failed: Callable[[], bool] = lambda: False,
     ) -> None:
         self.world = world
+        self.has_failed = has_failed  # whether saving did, as far as this rank knows
         self.spent = spent  # why nothing better is hoped for, the same on all ranks; None: it is
         self.max_steps = max_steps
         self.max_minutes = max_minutes
@@ -55,8 +57,10 @@ class StopRequests:
             return f"max_steps={self.max_steps}"
         if spent := self.spent():
             return spent
-        wants = torch.tensor([self._received is not None, self._is_late()], dtype=torch.int32)
-        signalled, late = self.world.sum(wants).tolist()
+        here = [self._received is not None, self._is_late(), self.has_failed()]
+        signalled, late, failed = self.world.sum(torch.tensor(here, dtype=torch.int32)).tolist()
+        if failed:
+            return "a checkpoint could not be written"  # the save that follows says why
         if signalled:
             self.exit_code = EXIT_CODE
             return self._received or "a signal to another rank"

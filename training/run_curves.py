@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from data_io.parsing import parse_yaml
 from training.checkpoint import CONFIG_FILE
 from training.schema import NAME_KEYS
-from training.telemetry import METRICS_FILE, read_metrics
+from training.telemetry import METRICS_FILE, read_numbers
 
 AXES = ("step", "epoch", "tokens")  # of every line; all else is a metric
 
@@ -51,7 +50,7 @@ def read_runs(paths: Sequence[Path]) -> list[RunCurves]:
 def metrics_of(run: Path) -> list[dict[str, Any]]:
     """The lines of a run; ValueError where there are none."""
     path = run / METRICS_FILE
-    if not path.is_file() or not (lines := read_metrics(path)):
+    if not path.is_file() or not (lines := read_numbers(path)):
         raise ValueError(f"{path} holds no metrics yet; give the folder of a run that has trained")
     return lines
 
@@ -91,5 +90,8 @@ def _settings(run: Path) -> dict[str, str]:
         below = [flat(each, f"{key}.{name}" if key else str(name)) for name, each in value.items()]
         return {name: text for part in below for name, text in part.items()}
 
-    settings = flat(yaml.safe_load(path.read_text()), "")
+    try:
+        settings = flat(parse_yaml(path.read_text()), "")
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
     return {key: value for key, value in settings.items() if key not in NAME_KEYS}

@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from data_io.parsing import parse_json
 from training.agreement import on_main
 from training.distributed import World
 
@@ -129,7 +130,7 @@ def _holder(path: Path) -> Holder | None:
     deadline = time.monotonic() + _TORN_S
     while True:
         try:
-            holder = Holder(**json.loads(path.read_text()))
+            holder = Holder(**parse_json(path.read_text()))
             if isinstance(holder.process, int) and holder.process > 0:
                 return holder
         except FileNotFoundError:

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from data_io.parsing import parse_yaml
 from training.checkpoint import CONFIG_FILE, RunDirectory
 from training.distributed import World
 from training.schema import MACHINE_KEYS, NAME_KEYS, RunConfig
@@ -99,8 +98,8 @@ def _newest_run(config: RunConfig, project_path: Path, world: World) -> tuple[Pa
     )
     for file in candidates:
         try:
-            stored = yaml.safe_load(file.read_text())
-        except (yaml.YAMLError, UnicodeDecodeError):
+            stored = parse_yaml(file.read_text())
+        except ValueError:
             continue  # not a run that can be continued
         if not isinstance(stored, dict) or comparable(stored) != wanted:
             continue

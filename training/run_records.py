@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError
 
+from data_io.parsing import parse_yaml
 from data_io.prompt_format import TOKENIZER_FILE, token_differences, vocabulary
 from data_io.sampled_format import SampledData, TokenizerInfo
 from training.checkpoint import (
@@ -39,8 +39,8 @@ def stored_config(run: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        stored = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        stored = parse_yaml(path.read_text())
+    except ValueError as error:
         raise ValueError(f"{path} cannot be read: {error}") from None
     if not isinstance(stored, dict) or not isinstance(stored.get("arch"), dict):
         raise ValueError(f"{path} holds no run's configuration; it has no arch section")
@@ -51,7 +51,7 @@ def stored_metadata(run: Path) -> TrainMetadata:
     """The data record in a run directory."""
     path = run / METADATA_FILE
     try:
-        return TrainMetadata.model_validate(yaml.safe_load(path.read_text()))
+        return TrainMetadata.model_validate(parse_yaml(path.read_text()))
     except FileNotFoundError:
         raise FileNotFoundError(
             f"{path} is missing: the folder is no whole run directory"
@@ -60,9 +60,8 @@ def stored_metadata(run: Path) -> TrainMetadata:
         reasons = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
         told = "; ".join(reason.removeprefix(": ") for reason in reasons)
         raise ValueError(f"{path} is no record of training data: {told}") from None
-    except (ValueError, yaml.YAMLError) as error:
-        told = " ".join(str(error).split())
-        raise ValueError(f"{path} is no record of training data: {told}") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is no record of training data: {error}") from None
 
 
 def tokens_of_run(run: Path) -> tuple[TokenizerInfo, Path]:

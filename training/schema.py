@@ -121,6 +121,7 @@ class RunConfig(BaseModel):
     checkpoint_start: bool = False  # also the untrained weights, as fsdp2_step_0
     checkpoint_minutes: PositiveFloat | None = None  # also every so many minutes
     keep_last: PositiveInt | None = None  # step checkpoints kept; None: all of them
+    save: Literal["auto", "plain", "background"] = "auto"  # whether training waits for the disk
     max_steps: PositiveInt | None = None  # stop, saved, after this step
     max_minutes: PositiveFloat | None = None  # stop, saved, after so many minutes
     hang_minutes: Minutes | None = 30.0  # that several ranks may stand still; None: for ever
@@ -128,15 +129,17 @@ class RunConfig(BaseModel):
     log_recurrence: bool = False  # norms by level, of gradients, updates and states
     tracker: Literal["auto", "none", "wandb", "tensorboard", "trackio"] = "auto"
     dry_run: bool = False  # two steps on the longest rows, save, load, and leave
+    plan: bool = False  # tell memory, speed and days, and leave
 
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
-    attention: Literal["auto", "flash3", "varlen", "flex", "sdpa", "dense"] = "auto"
+    attention: Literal["auto", "flash3", "varlen", "flex", "triton", "sdpa", "dense"] = "auto"
     linear: Literal["auto", "mkl", "onednn"] = "auto"  # kernel of fp32 products on CPU
     num_threads: PositiveInt | None = None  # CPU threads of each process; None: see set_threads
     data_workers: Literal[0, 1] = 1  # processes that make batches ahead
     compile: Literal["none", "block", "stack", "step"] = "none"  # what torch.compile takes whole
     activation_checkpointing: Literal["none", "block", "attention"] = "none"  # computed twice
     offload_optimizer: bool = False  # moments and averages lie in host memory between steps
+    fsdp_replicas: PositiveInt = 1  # groups of ranks, each with all weights in shards (HSDP)
     deterministic: bool = False  # bit-equal reruns on CUDA too, at some speed
 
     @model_validator(mode="after")
@@ -189,9 +192,11 @@ MACHINE_KEYS = (
     "log_recurrence",
     "tracker",
     "dry_run",
+    "plan",
     "compile",
     "activation_checkpointing",
     "offload_optimizer",
+    "fsdp_replicas",
     "deterministic",
     "micro_batch_size",
     "checkpoint_interval",
@@ -199,6 +204,7 @@ MACHINE_KEYS = (
     "checkpoint_start",
     "checkpoint_minutes",
     "keep_last",
+    "save",
     "max_steps",
     "max_minutes",
     "guard",  # what it does is told as it does it, and kept in guard.jsonl

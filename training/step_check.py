@@ -15,7 +15,7 @@ from torch import Tensor
 from models.batch import PackedBatch
 from models.loss import StepSums
 from training.distributed import World
-from training.host_state import local_part
+from training.host_state import local_part, num_copies
 
 KEPT_LOSSES = 100  # steps that a loss is compared with
 LEAST_LOSSES = 20  # before so many are known, none is a spike
@@ -79,7 +79,9 @@ class StepCheck:
 
         `params` have the gradients of all ranks, on this rank's shards.
         """
-        grads = [local_part(param.grad) for param in params if param.grad is not None]
+        found_grads = [param.grad for param in params if param.grad is not None]
+        copies = num_copies(found_grads[0]) if found_grads else 1
+        grads = [local_part(grad) for grad in found_grads]
         grads = [grad for grad in grads if grad.numel()]  # a small weight is not on every rank
         norms = torch._foreach_norm(grads) if grads else ()
         square = torch.stack([torch.zeros_like(sums.loss), *norms]).float().square().sum()
@@ -91,7 +93,7 @@ class StepCheck:
         num_scored = micro_batches[-1].global_num_scored
         loss /= max(1, num_scored)
         # Ranks divide by their average share of the scored tokens, and gradients are summed.
-        grad_norm = math.sqrt(square_of_all) / self.world.size
+        grad_norm = math.sqrt(square_of_all / copies) / self.world.size
         reason = ""
         if num_bad_losses:
             reason = f"the loss of {int(num_bad_losses)} of {self.world.size} ranks is not finite"

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from data_io.parsing import parse_json
 from models.loss import StepSums
 from training.checkpoint import Progress, write_atomically
 from training.distributed import World
@@ -179,12 +180,26 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     texts = path.read_text().splitlines()
     for number, text in enumerate(texts, start=1):
         try:
-            found.append(json.loads(text))
-        except json.JSONDecodeError as error:
+            line = parse_json(text)
+            if not isinstance(line, dict):
+                raise ValueError(f"{text[:40]!r} is no object")
+        except ValueError as error:
             if number == len(texts):
                 break
             raise ValueError(f"{path}, line {number} is no JSON: {error}") from None
+        found.append(line)
     return found
+
+
+def read_numbers(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl: steps with numbers by name. ValueError for any other value."""
+    lines = read_metrics(path)
+    for number, line in enumerate(lines, start=1):
+        for name, value in ({"step": None} | line).items():
+            is_number = isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)
+            if not is_number:
+                raise ValueError(f"{path}, line {number}: {name}={value!r:.40} is no number")
+    return lines
 
 
 def cut_metrics(path: Path, last_step: int) -> None:
@@ -194,5 +209,11 @@ def cut_metrics(path: Path, last_step: int) -> None:
     """
     if not path.exists():
         return
-    kept = [line for line in read_metrics(path) if line["step"] <= last_step]
+    kept = []
+    for number, line in enumerate(read_metrics(path), start=1):
+        step = line.get("step")
+        if not isinstance(step, int):
+            raise ValueError(f"{path}, line {number} says no step; remove that line")
+        if step <= last_step:
+            kept.append(line)
     write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))

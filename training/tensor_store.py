@@ -1,15 +1,14 @@
 """Tensors in torch.distributed.checkpoint folders, written at one world size and read at any.
 
-Reading is safe with files from strangers: a folder's `.metadata` is a pickle, so it goes through an
-unpickler that admits only the classes such a file consists of, and entries that are no tensors
-(pickles too) are never loaded.
+Reading is safe with files from strangers: a folder's `.metadata`, a pickle, is read by
+`training.safe_metadata`, and entries that are no tensors (pickles too) are never loaded.
 """
 
 from __future__ import annotations
 
 import io
+import math
 import os
-import pickle
 import sys
 import uuid
 import warnings
@@ -28,30 +27,10 @@ from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorS
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner, ReadItem
 from torch.futures import Future
 
+from training.safe_metadata import DAMAGED, load_metadata
+
 METADATA_FILE = ".metadata"
 PIECE_BYTES = 1 << 22  # of a tensor are in memory at a time while it is read
-_ADMITTED = {
-    "collections": {"OrderedDict"},
-    "torch": {"Size"},
-    "torch.serialization": {"_get_layout"},
-    "torch.distributed.checkpoint.metadata": {
-        "BytesStorageMetadata",
-        "ChunkStorageMetadata",
-        "Metadata",
-        "MetadataIndex",
-        "StorageMeta",
-        "TensorProperties",
-        "TensorStorageMetadata",
-        "_MEM_FORMAT_ENCODING",
-    },
-    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
-}
-
-# What unpickling raises for files that are missing, cut, changed, or something else.
-_DAMAGED = (
-    *(OSError, EOFError, pickle.UnpicklingError, AttributeError, LookupError, TypeError),
-    *(MemoryError, OverflowError, RuntimeError, UnicodeDecodeError),
-)
 
 
 def write_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -94,6 +73,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     """All tensors of a folder, whole, on CPU; on this process alone."""
     reader = _SafeReader(folder)
     entries = _tensor_entries(reader.read_metadata())
+    _require_bytes(folder, entries)
     tensors = {name: torch.empty(size, dtype=dtype) for name, (size, dtype) in entries.items()}
     with _quiet(), _plain_errors(ValueError, f"{folder} cannot be read"):
         dcp.load(tensors, storage_reader=reader, planner=_TensorPlanner(), no_dist=True)
@@ -114,18 +94,14 @@ def _tensor_entries(metadata: Metadata) -> dict[str, tuple[torch.Size, torch.dty
     }
 
 
-class _MetadataUnpickler(pickle.Unpickler):
-    """Makes nothing but what describes tensors."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module.split(".")[0] == "pathlib" and name.endswith("Path"):
-            return PurePosixPath  # where the folder once was: a text like any other
-        is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
-        if is_dtype or name in _ADMITTED.get(module, ()):
-            return super().find_class(module, name)
+def _require_bytes(folder: Path, entries: Mapping[str, tuple[torch.Size, torch.dtype]]) -> None:
+    """Refuses tensors that are larger than their files, before there is memory for them."""
+    num_bytes = sum(math.prod(size) * dtype.itemsize for size, dtype in entries.values())
+    there = sum(file.stat().st_size for file in folder.iterdir())
+    if num_bytes > there or any(length < 0 for size, _ in entries.values() for length in size):
         raise ValueError(
-            f"the checkpoint's metadata asks for {module}.{name}, which no tensor needs; "
-            "it may be malicious and was not loaded"
+            f"{folder} cannot be read: its {METADATA_FILE} tells of tensors of {num_bytes:,} "
+            f"bytes, the files beside it have {there:,}"
         )
 
 
@@ -135,11 +111,10 @@ class _SafeReader(dcp.FileSystemReader):
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         path = Path(self.path) / METADATA_FILE
         try:
-            with path.open("rb") as file:
-                metadata = _MetadataUnpickler(file).load()
+            metadata = load_metadata(path.read_bytes())
             _tensor_entries(metadata)
             _require_files_beside(path, metadata)
-        except _DAMAGED as error:
+        except DAMAGED as error:
             raise ValueError(
                 f"{path} cannot be read as a checkpoint's metadata: {error}"
             ) from error

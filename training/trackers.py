@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
+from data_io.redaction import without_secrets
 from training.checkpoint import write_atomically
 from training.distributed import World
 from training.schema import RunConfig
@@ -237,5 +238,5 @@ def _wandb_identity(run_path: Path, project: str) -> tuple[str, str]:
 
 
 def _brief(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
+    lines = without_secrets(str(error)).strip().splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"

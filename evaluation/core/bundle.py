@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -27,6 +26,7 @@ from pydantic import (
     ValidationError,
 )
 
+from data_io.parsing import parse_yaml
 from evaluation.benchmarks.protocol import Row, take
 from evaluation.mirror import read_rows
 
@@ -178,10 +178,9 @@ def _entries(path: Path) -> tuple[TaskEntry, ...]:
     if path.stat().st_size > MOST_YAML_BYTES:
         raise ValueError(f"{path} has {path.stat().st_size:,} bytes, which is no list of tasks")
     try:
-        content = yaml.safe_load(path.read_bytes())
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{path} is no YAML: {reason:.200}") from None
+        content = parse_yaml(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is no YAML: {error!s:.200}") from None
     tasks = content.get("icl_tasks") if isinstance(content, dict) else None
     if not isinstance(tasks, list) or not tasks:
         raise ValueError(f"{path} has no list icl_tasks")

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from data_io.parsing import parse_json
 from data_io.prompt_format import PromptFormat
 from evaluation.records import folder_name
 
@@ -64,7 +65,7 @@ class PromptCache:
             return None
         try:
             ids, ends = (np.load(path, mmap_mode="r", allow_pickle=False) for path in paths[:2])
-            if json.loads(paths[-1].read_bytes()) == key and _fit(ids, ends):
+            if parse_json(paths[-1].read_bytes()) == key and _fit(ids, ends):
                 return [
                     array("i", np.ascontiguousarray(ids[start:end]).tobytes())
                     for start, end in pairwise((0, *ends.tolist()))

@@ -8,17 +8,20 @@ from models.attention.dense import DenseAttention
 from models.attention.flash3 import Flash3Attention
 from models.attention.flex import FlexAttention
 from models.attention.interface import AttentionBackend, AttentionPlan
+from models.attention.one_pass import TritonAttention
 from models.attention.sdpa import SdpaAttention
 from models.attention.varlen import VarlenAttention
 
-# In order of preference; the oracle is never chosen by itself.
+# In order of preference. Never chosen by themselves: the oracle, and our own kernels, until a GPU
+# has shown that they are faster.
 BACKENDS: tuple[AttentionBackend, ...] = (
     Flash3Attention(),
     VarlenAttention(),
     FlexAttention(),
     SdpaAttention(),
 )
-BACKENDS_BY_NAME = {backend.name: backend for backend in (*BACKENDS, DenseAttention())}
+BY_NAME_ALONE: tuple[AttentionBackend, ...] = (TritonAttention(), DenseAttention())
+BACKENDS_BY_NAME = {backend.name: backend for backend in (*BACKENDS, *BY_NAME_ALONE)}
 
 
 def select_attention(

@@ -7,6 +7,7 @@ and get zero gradients. The scale is K^-0.5.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -21,6 +22,34 @@ class AttentionPlan(Protocol):
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """[T, H, K] each -> [T, H, K]."""
         ...
+
+
+class GatedPlan(AttentionPlan, Protocol):
+    """A plan whose kernels also rotate queries and keys, and gate the result."""
+
+    def attend_gated(self, gqkv: Tensor, cos: Tensor | None, sin: Tensor | None) -> Tensor:
+        """Gate, query, key and value [T, 4, H, K] -> [T, H, K]; `cos` and `sin` as in `Rope`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class PackedContext:
+    """Attention within one packed row, the same for every layer and application."""
+
+    plan: AttentionPlan
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return self.plan.attend(query, key, value)
+
+
+@dataclass(frozen=True, slots=True)
+class FusedContext:
+    """The same where the plan rotates and gates for the layers."""
+
+    plan: GatedPlan
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return self.plan.attend(query, key, value)
 
 
 class AttentionBackend(Protocol):

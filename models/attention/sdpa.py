@@ -14,17 +14,20 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from models.attention.in_place import Alone, Gathered, additive, piece_of
 from models.batch import PackedLayout
 
 FINE_WIDTH, COARSE_WIDTH = 16, 32  # bucket widths are multiples of these ...
 COARSE_FROM = 128  # ... the second one from this length on
-ALONE_FROM = 512  # sequences this long are calls of their own, without padding
+ALONE_FROM = 192  # sequences this long are calls of their own, without padding
+WORTH_A_CALL = 64  # a bucket joins the next wider one where no more slots than that are added
 PLANS_KEPT = 4  # for compiled code, which asks for the plan of its rows with every call
 
 
@@ -37,6 +40,9 @@ class Bucket:
     source_rows: Tensor  # [num_seqs * width] int64; padding slots repeat their sequence's last row
     target_rows: Tensor  # the same, but padding slots go to row T, which is dropped
     visible: Tensor | None  # [num_seqs, 1, width, width] bool; None: everything sees everything
+    start: int  # of its first sequence: row, length of the prefix, and of all
+    prefix_len: int
+    length: int
 
     def gather(self, rows: Tensor) -> Tensor:
         """[T, H, K] -> [num_seqs, H, width, K]."""
@@ -44,7 +50,7 @@ class Bucket:
         return slots.view(self.num_seqs, self.width, *rows.shape[1:]).transpose(1, 2)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)  # without slots: it keeps what it makes once
 class BucketPlan:
     """The buckets of a packed row of `num_rows` = T tokens, `num_tokens` without padding."""
 
@@ -65,6 +71,30 @@ class BucketPlan:
             for bucket, q, k, v in zip(self.buckets, *gathered, strict=True)
         ]
         return _FromBuckets.apply(self, *mixed)
+
+    @cached_property
+    def pieces(self) -> tuple[Alone | Gathered, ...]:
+        """The same sequences as `mix` takes them."""
+        return tuple(piece_of(bucket) for bucket in self.buckets)
+
+    def mix(self, gqkv: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """`attend` without autograd on `gqkv` [T, 4, H, K], gate, query, key, value of each row:
+        what is mixed [T, H, K], and what `mix_backward` asks for beside."""
+        mixed = gqkv.new_empty(self.num_rows + 1, *gqkv.shape[2:])
+        mixed[self.num_tokens :] = 0.0
+        sums = [each for piece in self.pieces for each in piece.mix(gqkv, mixed)]
+        return mixed[: self.num_rows], sums
+
+    def mix_backward(
+        self, grads: Tensor, gqkv: Tensor, mixed: Tensor, sums: Sequence[Tensor]
+    ) -> Tensor:
+        """Gradients of `gqkv` [T, 4, H, K] from those of `mixed`; those of the gate are not set."""
+        into = gqkv.new_empty(self.num_rows + 1, *gqkv.shape[1:])
+        into[self.num_tokens :, 1:] = 0.0
+        given = iter(sums)
+        for piece in self.pieces:
+            piece.add_gradients(grads, gqkv, mixed, given, into)
+        return into[: self.num_rows]
 
     def scatter(self, parts: Sequence[Tensor]) -> Tensor:
         """What each bucket holds, [num_seqs, H, width, K], to [T, H, K]; zero in padding rows."""
@@ -113,6 +143,9 @@ def _plan_of_lengths(
             source_rows=rows.flatten().to(device),
             target_rows=rows.masked_fill(slot >= lens, num_rows).flatten().to(device),
             visible=None if visible is None else visible.to(device),
+            start=edges[members[0]],
+            prefix_len=prefixes[members[0]],
+            length=edges[members[0] + 1] - edges[members[0]],
         )
         buckets.append(bucket)
     return BucketPlan(
@@ -133,6 +166,10 @@ def _sequences_by_width(seq_lens: list[int]) -> dict[int, list[int]]:
         elif length:
             step = COARSE_WIDTH if length >= COARSE_FROM else FINE_WIDTH
             by_width[-(-length // step) * step].append(index)
+    widths = sorted(by_width)
+    for width, wider in pairwise(widths):
+        if wider < ALONE_FROM and len(by_width[width]) * (wider - width) <= WORTH_A_CALL:
+            by_width[wider] = sorted(by_width[wider] + by_width.pop(width))
     return dict(sorted(by_width.items()))
 
 
@@ -218,10 +255,7 @@ def _attend_whole_backward(
 
 
 def _additive(visible: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """The mask as the kernel wants it: 0 where visible, else minus infinity."""
-    if visible is None:
-        return None
-    return torch.zeros_like(visible, dtype=dtype).masked_fill_(~visible, float("-inf"))
+    return None if visible is None else additive(visible, dtype)
 
 
 @_attend_whole.register_fake
