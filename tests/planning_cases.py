@@ -121,8 +121,9 @@ def added_by(call: Callable[[], object]) -> int:
     """The most that torch has allocated at a time within a call."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         call()
-    assert profiler.profiler is not None and profiler.profiler.kineto_results is not None
-    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    assert profiler.profiler is not None
+    results: Any = profiler.profiler.kineto_results
+    events = [event for event in results.events() if event.name() == "[memory]"]
     live = peak = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
         live += event.nbytes()

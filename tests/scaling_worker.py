@@ -60,10 +60,11 @@ def figures(model: LanguageModel, rows: list[PackedBatch], world: World) -> dict
     local = [(getattr(p, "_local_tensor", p), getattr(g, "_local_tensor", g)) for p, g in pairs]
     updates.add(params, [g for _, g in local], [p for p, _ in local], [2 * p for p, _ in local])
     check = StepCheck(world, spike_score=1e-9, losses=[0.0] * 20)
+    found: dict[str, float | None] = {**updates.take()}
     try:
         check.require_sound(sums, model.parameters(), rows)
     except BadStepError as error:
-        found = {"grad_norm": error.grad_norm, **updates.take()}
+        found["grad_norm"] = error.grad_norm
     return {f"figure.{name}": torch.tensor(value or 0.0) for name, value in found.items()}
 
 

@@ -82,7 +82,7 @@ def test_it_is_the_block_of_the_layers_on_awkward_rows(kernel: str, case: str) -
     check(*AWKWARD[case], block())
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(drawn=LAYOUTS)
 def test_sequences_by_themselves_are_computed_where_they_lie(drawn: tuple[Lengths, int]) -> None:
     with patch.multiple(sdpa, ALONE_FROM=12, COARSE_FROM=9, COARSE_WIDTH=4, FINE_WIDTH=4):

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from commands import TINY, assert_refused, files_in, resolved, run_pretrain, write_tiny_data
 from planning_cases import NETS, Step, net, saved_bytes
-from source_tree import ROOT
 
 from data_io.sampled_format import SampledData
 from models.attention.sdpa import SdpaAttention
@@ -28,7 +24,6 @@ from training.planning_heap import MAPPED_FROM, resident_bytes
 from training.planning_memory import memory_moments, parameters, peak
 from training.planning_speed import Fleet, mean_flops, nodes_table, traffic
 from training.planning_text import plan_figures, plan_lines
-from training.schema import RunConfig
 
 EXAMPLES = Examples.made_up(300, 4096, 0.5)
 
@@ -231,77 +226,3 @@ def test_a_plan_needs_data_that_is_there(tmp_path: Path) -> None:
     told = ("nowhere is no folder of sampled data",)
     (tmp_path / "work").mkdir()
     assert_refused(tmp_path / "work", *TINY, "data.path=nowhere", "plan=true", told=told)
-
-
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("plan", ROOT / "scripts/plan.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["plan"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def answer(
-    script: ModuleType, monkeypatch: pytest.MonkeyPatch, config: RunConfig, *arguments: str
-) -> None:
-    """Runs the script; pretrain.py is not asked what its arguments mean."""
-    monkeypatch.setattr(script, "composed", lambda _: (config, []))
-    script.main(list(arguments))
-
-
-def test_the_script_plans_without_data(
-    script: ModuleType,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-) -> None:
-    config = resolved("data.path=nowhere", "compile=stack")
-    kept = tmp_path / "plans/plan.json"
-    options = ("gpu=h100", "gpus=16", "gpu_hour=2.5", "nodes=1,64", f"json={kept}")
-    answer(script, monkeypatch, config, *options)
-    said = capsys.readouterr()
-    assert "data.path=nowhere is not here: planned from options" in said.err
-    assert "16 x h100" in said.out and "at 2.5 a device and hour" in said.out
-    assert [row["nodes"] for row in json.loads(kept.read_text())["nodes"]] == [1, 64, 64]
-    answer(script, monkeypatch, config, "gpu=rtx4090", "memory_gb=48", "json=-")
-    assert json.loads(capsys.readouterr().out)["device"]["memory_gib"] == 48
-
-
-def test_the_script_plans_from_data_where_it_is(
-    script: ModuleType,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-) -> None:
-    data = write_tiny_data(tmp_path / "data")
-    config = resolved(*TINY, f"data.path={data}", "epochs=2")
-    answer(script, monkeypatch, config, "gpu=h100", "json=-")
-    found = json.loads(capsys.readouterr().out)
-    assert found["total_steps"] == 27 and found["vocab_size"] == 512
-
-
-@pytest.mark.parametrize(
-    ("option", "told"),
-    [
-        ("gpu=h1000", "gpu=h1000"),
-        ("gpus=0", "gpus=0"),
-        ("mfu=1.5", "mfu=1.5"),
-        ("gpus", "is no option|unknown"),
-        ("nodes=1,x", "nodes"),
-    ],
-)
-def test_the_script_says_what_is_wrong_with_an_option(
-    script: ModuleType, monkeypatch: pytest.MonkeyPatch, option: str, told: str
-) -> None:
-    with pytest.raises(ValueError, match=told):
-        answer(script, monkeypatch, resolved("data.path=nowhere"), option)
-
-
-@pytest.mark.slow
-def test_the_script_asks_pretrain_what_its_arguments_mean(script: ModuleType) -> None:
-    config, _ = script.composed(["arch/size@arch=B", "micro_batch_size=8192"])
-    assert config.arch.hidden_size == 1024 and config.micro_batch_size == 8192
-    with pytest.raises(ValueError, match="did you mean"):
-        script.composed(["arch/size@arch=B", "micro_batch_siz=8192"])

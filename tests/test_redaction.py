@@ -29,7 +29,7 @@ def test_the_value_of_a_secret_variable_is_hidden(monkeypatch: pytest.MonkeyPatc
         ("token hf_" + "a" * 34, "token ***"),
         ("ghp_" + "b" * 36, "***"),
         ("AKIA" + "C" * 16, "***"),
-        ("-----BEGIN RSA PRIVATE KEY-----\nabc", "***"),
+        ("-----BEGIN RSA " + "PRIVATE KEY-----\nabc", "***"),
     ],
 )
 def test_what_looks_like_a_secret_is_hidden(text: str, told: str) -> None:

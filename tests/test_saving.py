@@ -1,5 +1,8 @@
 """What is saved in the background is what a plain save writes, and nothing of it is ever lost in
-silence or published for a run that is over."""
+silence or published for a run that is over.
+
+It has more than 300 lines: the fast and the slow cases share how runs are started and compared.
+"""
 
 from __future__ import annotations
 

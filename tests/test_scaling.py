@@ -5,6 +5,7 @@ Runs tests/scaling_worker.py, whose ranks are forked from one process.
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -79,7 +80,7 @@ def test_however_weights_are_sharded_the_steps_are_those_of_one_rank(ranks: Rank
             # Each rank divides by the mean number of scored tokens, and gradients are summed.
             wanted = {name: ranks.size * each for name, each in record.gradients.items()}
             gradients = part(found[-1], f"gradient.{step}.")
-            torch.testing.assert_close(gradients, wanted, atol=ATOL, rtol=0)
+            torch.testing.assert_close(gradients, wanted, atol=ranks.size * ATOL, rtol=0)
         for folder in ("model.", "ema.", "optimizer.step."):
             for each in (found[0], found[-1]):
                 weights = part(each, folder)
@@ -124,3 +125,31 @@ def test_replicas_that_do_not_divide_the_ranks_are_refused(
     world = World(rank=0, size=size, device=torch.device("cpu"))
     with pytest.raises(ValueError, match=rf"fsdp_replicas={replicas} does not divide.*{told}"):
         shard_model(torch.nn.Linear(2, 2), world, torch.float32, replicas=replicas)
+
+
+@pytest.mark.slow
+def test_a_step_sends_as_often_as_the_docs_say(tmp_path: Path) -> None:
+    """Blocks that are called several times are reduced twice where micro-batches add up."""
+    kept = tmp_path / "counts.json"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    script = ROOT / "scripts/count_collectives.py"
+    done = subprocess.run(
+        [*command, str(script), f"output={kept}"],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(kept.read_text())
+    assert found["groups"] == 5
+    counts = {
+        setting: (each["all-gather"], each["reduce-scatter"], each["all-reduce"])
+        for setting, each in found["counts"].items()
+    }
+    assert counts == {
+        "as it is": (5, 9, 0),
+        "reshard after forward": (53, 9, 0),
+        "reshard after backward": (34, 9, 0),
+        "reduce every micro-batch": (5, 15, 0),
+    }

@@ -2,7 +2,7 @@
 
     TRITON_INTERPRET=1 python tests/triton_worker.py agree < CASES   # against the oracle
     TRITON_INTERPRET=1 python tests/triton_worker.py nets < LABELS   # whole nets against it
-    TRITON_INTERPRET=1 python tests/triton_worker.py golden < NAMES  # the tests of golden nets
+    TRITON_INTERPRET=1 python tests/triton_worker.py golden < WHICH  # the tests of golden nets
     python tests/triton_worker.py compile < TARGETS                  # no GPU is needed
 
 Each reads a JSON list (of `AgreeCase`, `Target`, or names), and prints one of what it found.
@@ -126,12 +126,12 @@ def compare_net(label: str) -> float:
     return max(relative_error(*pair) for pair in zip(*results, strict=True))
 
 
-def run_golden(name: str) -> int:
-    """The exit status of pytest on the tests of one golden net, with this attention in it."""
+def run_golden(which: str) -> int:
+    """The exit status of pytest on tests of golden nets (`pytest -k`), with this attention in."""
     tests = str(Path(__file__).with_name("test_nets.py"))
     replaced = patch.object(net_cases, "SdpaAttention", one_pass.TritonAttention)
     with replaced, redirect_stdout(sys.stderr):  # what pytest prints is no result
-        return int(pytest.main(["-q", "-n", "0", "-p", "no:cacheprovider", tests, "-k", name]))
+        return int(pytest.main(["-q", "-n", "0", "-p", "no:cacheprovider", tests, "-k", which]))
 
 
 def relative_error(found: Tensor, wanted: Tensor) -> float:

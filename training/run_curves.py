@@ -48,10 +48,15 @@ def read_runs(paths: Sequence[Path]) -> list[RunCurves]:
 
 
 def metrics_of(run: Path) -> list[dict[str, Any]]:
-    """The lines of a run; ValueError where there are none."""
+    """The lines of a run; ValueError where there are none, or one that says not how far it is."""
     path = run / METRICS_FILE
     if not path.is_file() or not (lines := read_numbers(path)):
         raise ValueError(f"{path} holds no metrics yet; give the folder of a run that has trained")
+    for number, line in enumerate(lines, start=1):
+        if missing := [name for name in AXES if name not in line]:
+            raise ValueError(
+                f"{path}, line {number} has no {missing[0]}: it is not as it was written"
+            )
     return lines
 
 
