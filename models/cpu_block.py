@@ -32,7 +32,7 @@ class Mixing:
     eps: float  # of the norm before it
 
 
-def is_possible(x: Tensor, plan: AttentionPlan) -> TypeGuard[BucketPlan]:
+def is_possible(plan: AttentionPlan, x: Tensor) -> TypeGuard[BucketPlan]:
     """Whether the functions of this file can take the place of the layers."""
     return (
         not torch.compiler.is_compiling()
@@ -98,14 +98,14 @@ class _Attention(torch.autograd.Function):
         torch.ops.aten.sigmoid_backward.grad_input(
             grad_gated.mul_(was_mixed), gate, grad_input=grad_gqkv[:, :width]
         )
-        paired = None
+        paired = unpaired = None
         if mixing.turns is not None:
             _query_key(grad_gqkv, mixing).mul_(mixing.turns.conj())
             paired, unpaired = _paired_rows(width, mixing.num_heads)
         grad_in = grad_x = None
         if needs_in:
             grad_in = weight_gradient(grad_gqkv, x * scale)
-            grad_in = grad_in if paired is None else grad_in.index_select(0, unpaired)
+            grad_in = grad_in if unpaired is None else grad_in.index_select(0, unpaired)
         if needs_x:
             rows = in_weight if paired is None else in_weight.index_select(0, paired)
             grad_x = _norm_backward(grad, product(grad_gqkv, rows.T), x, scale)

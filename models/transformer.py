@@ -219,7 +219,7 @@ class Block(nn.Module):
         maps = self.attn.gqkv_proj, self.attn.o_proj, self.mlp.gate_up_proj, self.mlp.down_proj
         are_plain = all(type(each) is Linear and not each.weight.is_mkldnn for each in maps)
         plan = context.plan
-        if not are_plain or not cpu_block.is_possible(x, plan):
+        if not are_plain or not cpu_block.is_possible(plan, x):
             return None
         return cpu_block.Mixing(plan, rope and rope.turns(), self.attn.num_heads, self.norm_eps)
 

@@ -76,8 +76,9 @@ class Case:
     def config(self) -> RunConfig:
         sizes = {"hidden_size": self.width, "num_heads": self.width // 32, "n_layers": self.layers}
         settings: dict[str, Any] = {"ema": 0.999, "linear": "mkl", "device": "cpu", "save": "plain"}
+        arch: Any = ARCH_ADAPTER.validate_python({**self.net, **sizes})
         return RunConfig(
-            arch=ARCH_ADAPTER.validate_python({**self.net, **sizes}),
+            arch=arch,
             data=DataConfig(path="nowhere"),
             global_batch_size=self.tokens,
             epochs=1,
@@ -240,8 +241,9 @@ def allocated_in(call: Callable[[], object]) -> int:
     """The most that torch has allocated at a time in a call, beside what it had before."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         call()
-    assert profiler.profiler is not None and profiler.profiler.kineto_results is not None
-    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    assert profiler.profiler is not None
+    results: Any = profiler.profiler.kineto_results
+    events = [event for event in results.events() if event.name() == "[memory]"]
     live = peak = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
         live += event.nbytes()

@@ -106,11 +106,17 @@ class BenchmarkOptions(BaseModel):
     )
     rounds: PositiveInt = Field(default=3, description="turns of each candidate of each side")
     steps: PositiveInt | None = Field(default=None, description="of one turn; null: by size")
+    global_batch_size: PositiveInt | None = Field(
+        default=None, description="tokens of a step; null: by size"
+    )
     micro_batch_sizes: list[PositiveInt] | None = Field(
         default=None, description="tokens of a micro-batch on our side; null: by size"
     )
     batch_sizes: list[PositiveInt] | None = Field(
         default=None, description="examples of a batch of transformers; null: by size"
+    )
+    linear: Literal["auto", "mkl", "onednn"] = Field(
+        default="auto", description="kernel of our products; auto: by a probe"
     )
     bfloat16: bool = Field(default=False, description="ours with fwd_bwd_dtype=bfloat16 beside")
     profile: bool = Field(default=False, description="say where our time goes")
@@ -129,11 +135,11 @@ def quick_start_examples() -> SampledData:
     return SampledData.open(QUICK_START)
 
 
-def made_examples(folder: Path, size: Size, steps: int) -> SampledData:
+def made_examples(folder: Path, size: Size, num_tokens: int) -> SampledData:
     """Random tokens; lengths are lognormal, the share of the prompt in each is drawn evenly."""
     draw, (shortest, longest) = np.random.default_rng(0), LENGTHS
     assert size.mean_length is not None
-    count = int(2 * (steps + 2) * size.global_batch_size / size.mean_length)
+    count = int(2 * (num_tokens + 8 * LENGTHS[1]) / size.mean_length)  # more than are trained on
     center = math.log(size.mean_length) - SPREAD**2 / 2
     lens = np.exp(draw.normal(center, SPREAD, count)).round().clip(shortest, longest).astype(int)
     prompt_lens = (lens * draw.uniform(*PROMPT_SHARE, count)).astype(int).clip(min=1)
@@ -186,12 +192,13 @@ class Work:
         return sorted(found, key=lambda example: len(example.inputs))
 
 
-def work_of(size: Size, steps: int | None, folder: Path) -> Work:
+def work_of(size: Size, options: BenchmarkOptions, folder: Path) -> Work:
     """What is trained on at this size; `folder` is where examples are made that are not there."""
-    steps = steps or size.steps
+    steps = options.steps or size.steps
+    tokens = options.global_batch_size or size.global_batch_size
     is_made = size.mean_length is not None
-    data = made_examples(folder, size, steps) if is_made else quick_start_examples()
-    return Work(data, size.global_batch_size, steps)
+    data = made_examples(folder, size, steps * tokens) if is_made else quick_start_examples()
+    return Work(data, tokens, steps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -355,7 +362,9 @@ def fastest_of(side: str, elapsed_s: dict[str, float]) -> float:
 def measure(name: str, work: Work, world: World, options: BenchmarkOptions) -> Figures:
     """All that is measured at one size."""
     size, examples = SIZES[name], work.examples()
-    kernel, reason = pick_linear_kernel(world.device, size.settings["hidden_size"])
+    kernel, reason = options.linear, "asked for"
+    if kernel == "auto":
+        kernel, reason = pick_linear_kernel(world.device, size.settings["hidden_size"])
     set_linear_kernel(kernel)
     ours = Ours(size, world)
     theirs = Theirs(ours.model)
@@ -430,7 +439,7 @@ def main() -> None:
         found["options"] = options.model_dump(mode="json", exclude={"output"})
         for name in options.sizes:
             with tempfile.TemporaryDirectory() as folder:
-                work = work_of(SIZES[name], options.steps, Path(folder) / "examples")
+                work = work_of(SIZES[name], options, Path(folder) / "examples")
                 found[name] = measure(name, work, world, options)
             print(f"{name}: {json.dumps(found[name], indent=2)}", flush=True)
             if options.output:  # after each: a run that is stopped leaves what it found

@@ -129,7 +129,11 @@ def main(arguments: list[str]) -> None:
         record = {
             "settings": settings.model_dump(mode="json", include={"minutes", "seed", "turn"}),
             "readers": {
-                name: {**found.counts, "peak_mb": found.peak_mb, "kinds": list(found.faults)}
+                name: {
+                    **{key: found.counts[key] for key in COUNTED},
+                    "peak_mb": found.peak_mb,
+                    "kinds": list(found.faults),
+                }
                 for name, found in told.items()
             },
         }

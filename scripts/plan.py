@@ -5,8 +5,10 @@
     python scripts/plan.py arch/size@arch=nano data.path=DATA gpu=here json=plan.json
     python scripts/plan.py gpu=h100 nodes=1,2,4,8,16,32,64          # sending beside computing
 
-Takes the arguments of pretrain.py, and its own below. Where data.path is a folder of sampled data,
-lengths, vocabulary and number of steps are those of the data, else those of the options.
+Takes the arguments of pretrain.py (arch/net@arch and arch/size@arch, global_batch_size,
+micro_batch_size, fwd_bwd_dtype, attention, compile, activation_checkpointing, offload_optimizer,
+fsdp_replicas, ema, epochs and save decide), and its own below. Where data.path is a folder of
+sampled data, lengths, vocabulary and number of steps are those of the data, else of the options.
 """
 
 from __future__ import annotations

@@ -122,9 +122,9 @@ def cut(life: Life, most_kills: int) -> Life:
 def failure_of(report: Report, options: TortureOptions, folder: Path) -> Failure:
     """What is kept of a life that ended otherwise, without where it was lived."""
     life = report.life
-    command = f"python scripts/torture.py seed={options.seed} only={life.number} kills={life.kills}"
+    numbers = f"seed={options.seed} only={life.number} kills={max(1, life.kills)}"
     problems = [each.replace(f"{folder}/", "")[-SHOWN_CHARACTERS:] for each in report.problems]
-    return Failure(command=command, problems=problems)
+    return Failure(command=f"python scripts/torture.py {numbers}", problems=problems)
 
 
 def note(*lines: str) -> None:

@@ -13,6 +13,7 @@ import os
 import re
 import resource
 import runpy
+import signal
 import subprocess
 import sys
 import threading
@@ -200,6 +201,7 @@ def moment_of_environment() -> Moment | None:
 
 def run_pretrain(arguments: list[str]) -> None:
     """As `python pretrain.py ...`, with what the environment orders."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have jobs beside ignore it
     ordered = json.loads(os.environ[VARIABLE])
     number = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     rank, folder = int(os.environ.get("RANK", "0")), Path(ordered["folder"])

@@ -15,6 +15,7 @@ import numpy as np
 
 from torture.plan import Disturbance
 
+DAMAGES = ("checkpoint cut short", "checkpoint bit flipped", "checkpoint file deleted")
 DISK_BYTES = 256 << 20
 TORN_LINE = '{"step": 9999, "epo'
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from torture.child import Orders, spent_file
 from torture.damage import (
+    DAMAGES,
     can_forbid_writing,
     can_mount,
     change_data,
@@ -23,6 +23,7 @@ from torture.damage import (
 from torture.plan import CLOCK_DAYS, Disturbance, Life
 from torture.processes import Ranks, said, start_ranks, start_torchrun
 from torture.tiny_runs import DATA, LAST, RUN, arguments_of, differences, write_data
+from training.checkpoint import read_checkpoint
 
 DAY_S = 86_400
 LIMIT_BYTES = 30_000  # less than the largest file of a checkpoint has
@@ -35,7 +36,7 @@ class Tried:
     """What came of one disturbance."""
 
     what: Disturbance
-    codes: list[int]  # how the ranks ended
+    codes: list[int]  # with which the ranks ended; under torchrun nobody knows
     has_restarted: bool = False  # the same command went on, or had nothing left to do
 
 
@@ -60,7 +61,8 @@ def train_twin(life: Life, folder: Path) -> float:
     write_data(work / DATA, life)
     ranks = start_ranks(folder, arguments_of(life), None, attempt=0, ranks=life.ranks)
     if any(ranks.end()):
-        raise RuntimeError(f"the twin of {life} failed: {said(folder, 0)[-2000:]}")
+        told = said(folder, 0).strip().splitlines()[-1:]
+        raise ValueError(f"{life} fails with nothing done to it; see {folder}: {told}")
     return float(spent_file(folder, 0, 0).read_text())
 
 
@@ -87,8 +89,7 @@ class _Living:
         self.run, self.arguments = folder / "work" / RUN, arguments_of(life)
         self.report = Report(life)
         self._attempt = 0
-        self._must_say: str | None = None  # the next start, of a damaged checkpoint
-        self._after: Callable[[], None] | None = None
+        self._must_say: str | None = None  # the damaged checkpoint that the next start names
 
     def go(self) -> None:
         if self.life.under_torchrun:
@@ -125,26 +126,26 @@ class _Living:
         orders = orders_of(what)
         ranks = self._start(orders, what)
         try:
+            process = None
             if orders:
                 process = ranks.wait_for_moment(self._attempt)
                 has_come = process is not None
             else:
-                process, has_come = (
-                    None,
-                    not ranks.ends_within(what.share * MOST_OF_A_RUN * self.twin_s),
-                )
+                most_s = MOST_OF_A_RUN * self.twin_s
+                has_come = not ranks.ends_within(what.share * most_s)
             if has_come:
                 self._act(ranks, what, process)
             codes = ranks.end()
         finally:
             ranks.kill()
-        if not self._judge_start(codes, has_come=has_come):
+        self._judge_start(codes, has_come=has_come)
+        if not has_come or not any(codes):  # it had no effect: in the last save, say
             return False
         self.report.tried.append(Tried(what, codes))
         self._aftermath(what, codes)
         return True
 
-    def _judge_start(self, codes: list[int], *, has_come: bool) -> bool:
+    def _judge_start(self, codes: list[int], *, has_come: bool) -> None:
         """Whether the start went on until it was disturbed; what it had to say was said."""
         told = said(self.folder, self._attempt)
         if has_come or not any(codes):
@@ -156,7 +157,6 @@ class _Living:
             if f"skipped a checkpoint: {self._must_say}" not in told.replace(f"{RUN}/", ""):
                 self._complain(f"did not name {self._must_say}, which is damaged")
             self._must_say = None
-        return has_come
 
     def _act(self, ranks: Ranks, what: Disturbance, process: int | None) -> None:
         number = signal.Signals[what.signal]
@@ -165,8 +165,9 @@ class _Living:
         elif what.kind == "read-only":
             with read_only(self.run):
                 ranks.release(self._attempt)
-                self._require_refused(ranks.end(), "cannot be written to")
-                self._attempt_refused("nothing can be written to")
+                if any(codes := ranks.end()):
+                    self._require_refused(codes, "cannot be written to")
+                    self._attempt_refused("nothing can be written to")
         elif what.kind in ("data worker killed", "checkpoint writer killed"):
             assert process is not None
             os.kill(process, number)
@@ -180,7 +181,7 @@ class _Living:
             self._require_refused(codes, "a full disk")
             if can_mount() and what.kind == "disk full":
                 resize_disk(self.run.parent, None)
-        elif what.kind.startswith("checkpoint"):
+        elif what.kind in DAMAGES:
             self._damage(what)
         elif what.kind == "line of metrics torn":
             tear_metrics(self.run)
@@ -194,8 +195,7 @@ class _Living:
         if damaged is None:
             return
         name, mend = damaged
-        others = [path for path in self.run.glob("fsdp2_*") if not name.startswith(path.name)]
-        if others:
+        if any(_is_sound(path) for path in self.run.glob("fsdp2_*")):
             self._must_say = name.partition("/")[0]
             return
         self._attempt_refused("no checkpoint that can be continued from")
@@ -236,6 +236,13 @@ class _Living:
         finally:
             ranks.kill()
         self._attempt = first + len(orders)
+
+
+def _is_sound(checkpoint: Path) -> bool:
+    try:
+        return read_checkpoint(checkpoint).is_sound()
+    except (ValueError, OSError):
+        return False
 
 
 def orders_of(what: Disturbance) -> Orders | None:

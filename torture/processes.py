@@ -20,7 +20,15 @@ from dataclasses import asdict, dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from torture.child import RELEASED, ROOT, VARIABLE, Orders, process_file, reached_file
+from torture.child import (
+    RELEASED,
+    ROOT,
+    VARIABLE,
+    Orders,
+    process_file,
+    reached_file,
+    run_pretrain,
+)
 
 PATIENCE_S = 900.0  # with a run that neither ends nor comes to its moment
 GRACE_S = 10.0  # for ranks that are left alone by another one
@@ -142,7 +150,7 @@ def start_torchrun(
     command += [f"--nproc_per_node={ranks}", f"--max-restarts={len(orders)}"]
     command += ["--monitor-interval=0.1", "-m", "torture.child", *arguments]
     variables = {VARIABLE: _ordered(folder, attempt, orders), "PYTHONPATH": str(ROOT)}
-    with (folder / f"said.{attempt}").open("wb") as output:
+    with (folder / f"said.{attempt}.torchrun").open("wb") as output:
         process = subprocess.Popen(
             command,
             cwd=folder / "work",
@@ -155,7 +163,7 @@ def start_torchrun(
 
 def said(folder: Path, attempt: int) -> str:
     """What all ranks of an attempt printed."""
-    return "".join(path.read_text() for path in sorted(folder.glob(f"said.{attempt}*")))
+    return "".join(path.read_text() for path in sorted(folder.glob(f"said.{attempt}.*")))
 
 
 def _ordered(folder: Path, attempt: int, orders: Sequence[Orders]) -> str:
@@ -165,8 +173,6 @@ def _ordered(folder: Path, attempt: int, orders: Sequence[Orders]) -> str:
 
 def _become(folder: Path, variables: dict[str, str], arguments: list[str], output: Path) -> None:
     """Runs in the forked process: from here on it is pretrain.py."""
-    from torture.child import run_pretrain
-
     with output.open("w") as file:
         for stream in (sys.stdout, sys.stderr):
             os.dup2(file.fileno(), stream.fileno())

@@ -31,7 +31,8 @@ def _mapped_bytes(case: MemoryCase, moment: Moment) -> int:
     """Bytes in large blocks, by the shapes of what the parts consist of."""
     parts, size = moment.parts, case.kernels.element_bytes
     weights = _share_of_large_weights(case, FLOAT_BYTES)
-    shares = dict.fromkeys(("weights", "moments", "averages", "gradients", "update"), weights)
+    shares: dict[str, float] = {}
+    shares |= dict.fromkeys(("weights", "moments", "averages", "gradients", "update"), weights)
     shares["compute copy"] = _share_of_large_weights(case, size)
     if case.is_wrapped and case.num_micro == 1:
         shares["gradients"] = shares["compute copy"]
