@@ -53,16 +53,22 @@ FLAT = ("handles", "threads", "processes")
 class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    steps: PositiveInt = Field(20_000, ge=400, description="of the run that nothing happens to")
-    kills: NonNegativeInt = Field(8, description="SIGKILLs of the other run")
-    killed_steps: PositiveInt | None = Field(
-        None, description="of the run that is killed (null: a quarter of steps)"
+    steps: PositiveInt = Field(
+        default=20_000, ge=400, description="of the run that nothing happens to"
     )
-    look_every: PositiveFloat = Field(0.25, description="seconds between looks at the process")
-    most_mb: PositiveFloat = Field(1.0, description="of memory that 1,000 steps may add")
-    seed: int = Field(0, description="of the data and the moments of the kills")
-    work: Path | None = Field(None, description="where runs are made (null: a temporary folder)")
-    output: Path | None = Field(None, description="figures as JSON (null: none)")
+    kills: NonNegativeInt = Field(default=8, description="SIGKILLs of the other run")
+    killed_steps: PositiveInt | None = Field(
+        default=None, description="of the run that is killed (null: a quarter of steps)"
+    )
+    look_every: PositiveFloat = Field(
+        default=0.25, description="seconds between looks at the process"
+    )
+    most_mb: PositiveFloat = Field(default=1.0, description="of memory that 1,000 steps may add")
+    seed: int = Field(default=0, description="of the data and the moments of the kills")
+    work: Path | None = Field(
+        default=None, description="where runs are made (null: a temporary folder)"
+    )
+    output: Path | None = Field(default=None, description="figures as JSON (null: none)")
 
     @property
     def steps_of_killed(self) -> int:

@@ -114,7 +114,7 @@ def test_rows_have_a_prompt_and_perhaps_more(tmp_path: Path) -> None:
         (b'{"prompt": "a", "condition": ["cot"]}', "condition="),
         (b'{"prompt": "\\ud83d"}', "half of a surrogate pair"),
         (b"\xff", "utf-8"),
-        (b"[" * 100_000, "recursion"),
+        (b"[" * 100_000, "nested too deeply"),
     ],
 )
 def test_a_line_that_is_no_row_is_named(tmp_path: Path, line: bytes, told: str) -> None:

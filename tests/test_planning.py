@@ -211,6 +211,7 @@ def test_figures_are_those_of_the_text_and_can_be_written() -> None:
     assert f"{figures['hours'] * 32:,.0f} at 2 a device and hour" in text
 
 
+@pytest.mark.slow
 def test_a_planned_run_leaves_nothing(tmp_path: Path) -> None:
     folder = write_tiny_data(tmp_path / "work/data").parent
     before = files_in(folder)
