@@ -118,14 +118,19 @@ def _read_record(path: Path) -> Mapping[str, Any]:
         raise ValueError(f"{path} is no record of an evaluation")
     if record.get("format") != FORMAT:
         raise ValueError(f"{path} has format {record.get('format')}; this version reads {FORMAT}")
+    for name in ("model", "benchmarks"):
+        if not isinstance(record[name], dict):
+            raise ValueError(f"{path}: {name}={record[name]!r:.40} is no object")
     return record
 
 
 def _answered_item(content: bytes, where: str) -> tuple[str, AnsweredItem]:
     try:
         line = parse_json(content)
-        prompt = line["prompt"]
-        return line["benchmark"], AnsweredItem(
+        label, prompt = line["benchmark"], line["prompt"]
+        if not isinstance(label, str):
+            raise TypeError(f"benchmark={label!r:.40} is no name")
+        return label, AnsweredItem(
             id=line["id"],
             category=line["category"],
             prompt=prompt[-KEPT_CHARACTERS:],

@@ -215,8 +215,9 @@ def _is_whole(stored: Mapping[str, Any]) -> bool:
     objects = [stored.get(name) for name in ("model", "settings", "benchmarks")]
     labels = objects[1].get("benchmarks") if isinstance(objects[1], dict) else None
     objects += [labels, *(labels.values() if isinstance(labels, dict) else ())]
-    is_timed = isinstance(stored.get("seconds"), int | float) and "started_at" in stored
-    return is_timed and all(isinstance(each, dict) for each in objects)
+    seconds = stored.get("seconds")
+    is_timed = isinstance(seconds, int | float) and 0 <= seconds < 1e12
+    return is_timed and "started_at" in stored and all(isinstance(each, dict) for each in objects)
 
 
 def _label_of(content: bytes, path: Path) -> str:

@@ -68,7 +68,7 @@ class ExportedModel:
                 model = LanguageModel(self.arch, self.vocab_size, SdpaAttention())
                 if self.call_adapters:
                     add_adapters(model, self.call_adapters)
-        except RuntimeError:  # more elements than can be counted
+        except (RuntimeError, TypeError):  # more elements than can be counted
             raise ValueError(
                 f"{self.path / CONFIG_FILE}: a net of vocab_size={self.vocab_size} and "
                 f"hidden_size={self.arch.hidden_size} is larger than any; the file is damaged"
@@ -131,7 +131,7 @@ def read_exported(path: Path) -> ExportedModel:
         vocab_size, max_seq_len = (
             int(config[key]) for key in ("vocab_size", "max_position_embeddings")
         )
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise ValueError(f"{path / CONFIG_FILE}: {_told(error)}") from None
     info, notes = _tokenizer_info(path)
     found = ExportedModel(path, arch, vocab_size, max_seq_len, info, files, notes, adapters)

@@ -70,6 +70,27 @@ def test_what_was_found_stays_mended(name: str, file: str, content: bytes, tmp_p
     assert fuzzed.told["refused"] == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "file", "value"),
+    [
+        ("export", "config.json", {"vocab_size": 2**63}),
+        ("export", "config.json", {"vocab_size": float("inf")}),
+        ("results", "results.json", {"benchmarks": [["x"]]}),
+        ("results", "results.json", {"model": "x"}),
+        ("results", "items.jsonl", {"benchmark": {}}),
+        ("results", "items.jsonl", {"benchmark": []}),
+    ],
+)
+def test_values_that_were_found_stay_mended(
+    name: str, file: str, value: dict[str, Any], tmp_path: Path
+) -> None:
+    fuzzed = Fuzzed(name, READERS[name], tmp_path)
+    text = fuzzed.contents[file].decode()
+    first = text.splitlines()[0] if file.endswith("l") else text
+    fuzzed.try_file(file, json.dumps(json.loads(first) | value).encode())
+    assert fuzzed.told["refused"] == 1
+
+
 def reads(folder: Path) -> None:
     """A reader that makes mistakes of every kind."""
     match (folder / "a").read_text():
