@@ -49,7 +49,13 @@ def assert_equal_to_eager(net: str, mode: CompileMode, **options: str) -> None:
     assert counters["stats"]["unique_graphs"] > 0
 
 
-@pytest.mark.parametrize("net", SMALL_NETS)
+@pytest.mark.parametrize(
+    "net",
+    [
+        pytest.param(net, marks=() if net in ("hrm", "transformer") else pytest.mark.slow)
+        for net in SMALL_NETS
+    ],
+)
 def test_a_compiled_step_equals_the_plain_one(net: str) -> None:
     assert_equal_to_eager(net, "step")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,6 +12,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from commands import start_command
 from source_tree import ROOT
 
 SCRIPT = ROOT / "scripts" / "gpu_check.py"
@@ -97,7 +97,7 @@ def test_the_report_holds_every_check_and_says_whether_one_is_wrong(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
-def test_without_a_gpu_it_says_so_in_one_line() -> None:
-    done = subprocess.run([sys.executable, str(SCRIPT)], capture_output=True, text=True)
-    assert done.returncode == 2
+def test_without_a_gpu_it_says_so_in_one_line(tmp_path: Path) -> None:
+    done = start_command(str(SCRIPT), cwd=tmp_path).wait()
+    assert done.code == 2
     assert done.stderr == "gpu_check: torch finds no CUDA device here\n"

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from commands import start_command
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "quickstart.py"
 FILES = ("quickstart.json", "curves.png", "metrics.jsonl", "all_config.yaml", "environment.json")
@@ -50,10 +51,8 @@ def test_it_learns_the_held_out_tasks(seed: int, tmp_path: Path) -> None:
 def test_a_wrong_setting_stops_it_before_anything_is_made(
     setting: str, told: str, tmp_path: Path
 ) -> None:
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), setting], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert done.returncode == 2
+    done = start_command(str(SCRIPT), setting, cwd=tmp_path).wait()
+    assert done.code == 2
     assert told in done.stderr and "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir()), "nothing is half made"
 
@@ -62,7 +61,5 @@ def test_results_of_other_settings_are_not_shown_as_these(tmp_path: Path) -> Non
     run = tmp_path / "checkpoints/quickstart/nano-hrm"
     run.mkdir(parents=True)
     (run / "quickstart.json").write_text(json.dumps({"settings": ["seed=1"]}))
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), "seed=2"], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert done.returncode == 2 and "was made with seed=1" in done.stderr
+    done = start_command(str(SCRIPT), "seed=2", cwd=tmp_path).wait()
+    assert done.code == 2 and "was made with seed=1" in done.stderr

@@ -64,10 +64,22 @@ def two_ranks(
     done = TwoRanks(inbox, outbox)
     train_rows(model, optimizer, done.merged_rows(), ALONE)
     tworank_worker.save(inbox / "run", model, optimizer, ALONE)
+    run_worker("eager", inbox, outbox, *golden_dirs(pytestconfig, "tworank"))
+    yield done
+    stop_world()
+
+
+@pytest.fixture(scope="module")
+def compiled_ranks(two_ranks: TwoRanks, tmp_path_factory: pytest.TempPathFactory) -> TwoRanks:
+    outbox = tmp_path_factory.mktemp("compiled")
+    run_worker("compiled", two_ranks.inbox, outbox)
+    return TwoRanks(two_ranks.inbox, outbox)
+
+
+def run_worker(part: str, inbox: Path, outbox: Path, *golden: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    arguments = [inbox, outbox, *golden_dirs(pytestconfig, "tworank")]
     finished = subprocess.run(
-        [*command, tworank_worker.__file__, *map(str, arguments)],
+        [*command, tworank_worker.__file__, part, *map(str, (inbox, outbox, *golden))],
         env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -76,8 +88,6 @@ def two_ranks(
         check=False,
     )
     assert finished.returncode == 0, finished.stdout[-6000:]
-    yield done
-    stop_world()
 
 
 def write_data(folder: Path) -> None:
@@ -120,11 +130,26 @@ def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     ("net", "kind"),
     [(net, "torch.float32") for net in NETS]
     + [(net, "micro") for net in MICRO_NETS]
-    + [tuple(kind.split(".")) for kind in OPTIONS],
+    + [tuple(kind.split(".")) for kind, how in OPTIONS.items() if how.compiled == "none"],
 )
 def test_two_ranks_equal_one_on_the_same_global_batch(
     two_ranks: TwoRanks, net: str, kind: str
 ) -> None:
+    require_equal_steps(two_ranks, net, kind)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("net", "kind"),
+    [tuple(kind.split(".")) for kind, how in OPTIONS.items() if how.compiled != "none"],
+)
+def test_two_ranks_that_compile_equal_one_that_does_not(
+    compiled_ranks: TwoRanks, net: str, kind: str
+) -> None:
+    require_equal_steps(compiled_ranks, net, kind)
+
+
+def require_equal_steps(two_ranks: TwoRanks, net: str, kind: str) -> None:
     options = OPTIONS.get(f"{net}.{kind}", Options())
     trained = Options(lora=options.lora, frozen=options.frozen)
     model, optimizer = seeded_net(net, ALONE, options=trained)

@@ -180,11 +180,17 @@ def train_nets(inbox: Path, outbox: Path, world: World) -> None:
         save_file(found, outbox / f"{kind}.rank{world.rank}.safetensors")
         if kind == f"{SAVED_NET}.{torch.float32}":
             save(outbox / "run", model, optimizer, world)
+
+
+def train_options(inbox: Path, outbox: Path, world: World, *, compiled: bool) -> None:
+    """The nets of OPTIONS that are compiled, or those that are not."""
+    rows = rows_of(inbox / "data", world.rank, MICRO_PACKING)
     for kind, options in OPTIONS.items():
-        model, optimizer = seeded_net(kind.split(".")[0], world, options=options)
-        records = train_rows(model, optimizer, split, world)
-        found = record_tensors(records) | state_tensors(model, optimizer)
-        save_file(found, outbox / f"{kind}.rank{world.rank}.safetensors")
+        if (options.compiled != "none") is compiled:
+            model, optimizer = seeded_net(kind.split(".")[0], world, options=options)
+            records = train_rows(model, optimizer, rows, world)
+            found = record_tensors(records) | state_tensors(model, optimizer)
+            save_file(found, outbox / f"{kind}.rank{world.rank}.safetensors")
 
 
 def save(run: Path, model: LanguageModel, optimizer: AdamATan2, world: World) -> None:
@@ -202,11 +208,15 @@ def load_what_one_process_saved(inbox: Path, outbox: Path, world: World) -> None
 
 
 def main() -> None:
-    inbox, outbox, *golden = map(Path, sys.argv[1:])
+    part, (inbox, outbox, *golden) = sys.argv[1], map(Path, sys.argv[2:])
     world = start_world("cpu")
-    try_collectives(outbox, world)
-    train_nets(inbox, outbox, world)
-    load_what_one_process_saved(inbox, outbox, world)
+    if part == "compiled":
+        train_options(inbox, outbox, world, compiled=True)
+    else:
+        try_collectives(outbox, world)
+        train_nets(inbox, outbox, world)
+        train_options(inbox, outbox, world, compiled=False)
+        load_what_one_process_saved(inbox, outbox, world)
     for folder in golden:
         train_golden(folder, outbox, world)
     stop_world()

@@ -55,7 +55,8 @@ def metrics_of(run: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
         if missing := [name for name in AXES if name not in line]:
             raise ValueError(
-                f"{path}, line {number} has no {missing[0]}: it is not as it was written"
+                f"{path}, line {number} has no {missing[0]}, which every line is written with: "
+                "remove that line"
             )
     return lines
 
