@@ -13,6 +13,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -34,17 +35,20 @@ from evaluation.watching import Watch, WatchPlan
 from models.batch import PackedBatch
 from models.language_model import LanguageModel
 from training.adam_atan2 import AdamATan2
+from training.agreement import on_main
 from training.building import build_model, build_optimizer
 from training.checkpoint import Progress, RunDirectory, training_state
 from training.command_line import checked_overrides, parse_config
 from training.compiling import CompileClock
 from training.console import give_up, refuse, say
 from training.diagnostics import watched
+from training.disks import find_disks, told_disks
 from training.distributed import World, set_deterministic, set_threads, start_world, stop_world
 from training.environment import check_floors, keep_tokenizer, record_environment, recorded_choices
 from training.guards import Guard, sums_of_logger
 from training.inherited_arch import chosen_arch, inherit_arch
 from training.interrupts import SaveSchedule, StopRequests
+from training.parts import first_sound, published
 from training.planning_text import plan_here
 from training.prefetch import load_global_batches
 from training.rehearsal import Rehearsal, digest
@@ -54,7 +58,6 @@ from training.same_data import agree_on_data, data_record
 from training.saving import Saving
 from training.schedule import scheduled
 from training.schema import RunConfig
-from training.shared_folder import require_shared
 from training.starting import Start, agree_on_start, load_start
 from training.step import train_step
 from training.step_check import BadStepError
@@ -63,6 +66,7 @@ from training.telemetry import MetricsLogger
 from training.trackers import open_tracker
 from training.watchdog import Watchdog
 
+INTERRUPTED = 128 + signal.SIGINT
 CONFIG_DIR = Path(__file__).parent / "config"
 SHOWS_TRACEBACKS = bool(os.environ.get("HYDRA_FULL_ERROR"))  # instead of one message
 
@@ -165,7 +169,10 @@ def rehearse(run: Run, start: Progress) -> list[str]:
     with rehearsal.timed("saving"):
         save(run, f"fsdp2_step_{progress.step}", progress)
     with rehearsal.timed("loading"):
-        run.directory.checkpoints()[-1].restore(run.model, run.optimizer)
+        checkpoint, damage = first_sound(run.directory, published(run.directory)[0])
+        if checkpoint is None:
+            raise OSError(f"what was saved is not sound: {damage}")
+        checkpoint.restore(run.model, run.optimizer, is_verified=True)
     if digest(training_state(run.model, run.optimizer)) != before:
         raise OSError(f"{run.directory.path}: what was read back is not what was saved")
     run.logger.close()
@@ -196,10 +203,16 @@ def prepare(
         batch_tokens, world.size, target_only=target_only, micro=config.micro_batch_size
     )
     config, reason = resolve_run(config, world)
-    directory = RunDirectory(Path(str(config.checkpoint_path)), world)
-    say(world, f"run         {directory.path} ({reason})", *notes)
-    require_shared(directory.path, world)
-    start = agree_on_start(directory, config, world)
+    path = Path(str(config.checkpoint_path))
+    say(world, f"run         {path} ({reason})", *notes)
+    world = replace(world, disks=find_disks(path, world))
+    if world.disks and config.benchmarks:
+        raise ValueError(
+            f"benchmarks are asked of all ranks, whose answers meet in {path}, but each node has a "
+            "disk of its own; leave benchmarks out, or give a checkpoint_path that all nodes share"
+        )
+    directory = RunDirectory(path, world)
+    start = agree_on_start(directory, config)
     say(world, *start.notes)
     if in_sweep and start.checkpoint and start.notes:
         raise ValueError(f"{directory.path} is of another sweep; give another run_name")
@@ -208,7 +221,7 @@ def prepare(
         return None
     if start.source:
         say(world, *require_same_vocabulary(Path(str(config.resume_from)), data))
-    chosen = recorded_choices(directory.path)
+    chosen = choices_of(directory)
     agreed = {"recorded": chosen, "checkpoint": start.checkpoint, "world": world}
     say(world, *agree_on_data(directory.path, data, config, **agreed))
     watched = WatchPlan.open(config, data, packing)
@@ -216,6 +229,11 @@ def prepare(
     if config.dry_run:
         directory = directory.aside()
     return Prepared(config, world, data, packing, watched, directory, start, chosen)
+
+
+def choices_of(directory: RunDirectory) -> dict[str, Any]:
+    """What the run chose when it began, on all ranks: rank 0 has the record."""
+    return on_main(directory.world, lambda: recorded_choices(directory.path))
 
 
 def build(prepared: Prepared) -> Run:
@@ -233,10 +251,12 @@ def build(prepared: Prepared) -> Run:
     saving, saving_note = Saving.begin(config, directory, training_state(model, optimizer))
     lines = {**built.lines, **loaded, "threads": f"{threads} ({threads_reason})"}
     lines |= {"saving": saving_note}
+    lines |= {"disks": told_disks(world.disks)} if world.disks else {}
     lines |= prepared.watched.lines
     say(world, *summary_lines(config, facts, {**lines, "tracker": tracker_note}))
-    if world.is_main:
+    if world.is_keeper:
         keep_tokenizer(directory.path, data)
+    if world.is_main:
         found = {**data_record(data, config.epochs), "processes": world.size}
         directory.data = found["data"]
         record_environment(directory.path, {**built.chosen, **found, "threads": threads})
@@ -285,7 +305,7 @@ def main(raw: DictConfig) -> None:
             outcome, exit_code = train(run, prepared.start.progress)
             while run.guard.is_rewinding:
                 run.logger.close()
-                chosen = recorded_choices(run.directory.path)
+                chosen = choices_of(run.directory)
                 prepared = replace(prepared, start=run.guard.rewound(), chosen=chosen)
                 run = None
                 gc.collect()  # two models may not fit
@@ -306,6 +326,9 @@ def main(raw: DictConfig) -> None:
             run.logger.close()
             refuse(f"{error}; HYDRA_FULL_ERROR=1 shows where")
         refuse(str(error))
+    except KeyboardInterrupt:  # while nothing waits for it: before training begins
+        print("stopped", file=sys.stderr)
+        sys.exit(INTERRUPTED)
     finally:
         stop_world()
 

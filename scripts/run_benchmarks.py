@@ -90,7 +90,7 @@ class Record(Strict):
     """What the runs of a benchmark found."""
 
     command: str  # a module and its arguments
-    machine: dict[str, Any]
+    machine: dict[str, str | int]
     ratios: dict[str, list[float]]  # of each run, by the place of the figure
     found: Any  # all that the last run wrote
 

@@ -18,23 +18,19 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from data_io.byte_tokenizer import write_byte_tokenizer
-from data_io.sampled_format import EpochIndex, TokenizerInfo
-from data_io.sampled_writer import SampledWriter
-from data_io.special_tokens import BOQ, CONDITION_TOKENS, EOA, EOQ
+from torture.tiny_runs import VOCAB_SIZE as VOCAB_SIZE  # of the byte tokenizer
+from torture.tiny_runs import write_random_bytes
 from training.command_line import checked_overrides, parse_config
 from training.schema import RunConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 PRETRAIN, CONFIG = ROOT / "pretrain.py", ROOT / "config"
-TIMEOUT_S = 120
-VOCAB_SIZE = 287  # of the byte tokenizer
-MAX_SEQ_LEN = 33
+TIMEOUT_S, RANKS_TIMEOUT_S = 120, 300
+TEST_PATH = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
 # A net that trains a hundred steps a second. The kernel is fixed: else a probe picks it, by speed;
 # and the device, since results are the same bit for bit on a CPU alone.
 TINY = [
@@ -46,21 +42,7 @@ TINY = [
 
 def write_tiny_data(folder: Path, *, examples: int = 60, epochs: int = 2) -> Path:
     """Sampled data of random bytes with the byte tokenizer beside it."""
-    draw = np.random.default_rng(0)
-    info = TokenizerInfo(
-        tokenizer_path=str(folder),
-        boq=BOQ,
-        eoq=EOQ,
-        eoa=EOA,
-        condition_mapping=dict(CONDITION_TOKENS),
-        vocab_size=VOCAB_SIZE,
-    )
-    with SampledWriter(folder, info, max_seq_len=MAX_SEQ_LEN) as writer:
-        write_byte_tokenizer(writer.staging)
-        writer.add_tokens(draw.integers(0, VOCAB_SIZE, 1000))
-        for _ in range(epochs):
-            starts, lens = draw.integers(0, 980, (2, examples)), draw.integers(1, 14, (2, examples))
-            writer.add_epoch(EpochIndex(starts[0], lens[0], starts[1], lens[1]))
+    write_random_bytes(folder, examples=examples, epochs=epochs, tokenizer_path=str(folder))
     return folder
 
 
@@ -135,7 +117,7 @@ def start_command(
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["commands", "pretrain", "torch._dynamo"])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join((str(ROOT), str(Path(__file__).parent))))
+        patch.setenv("PYTHONPATH", TEST_PATH)
         forkserver.ensure_running()
     output = _output_of(cwd)
     process = context.Process(target=_become, args=(command, cwd, dict(environment or {}), output))
@@ -151,6 +133,20 @@ def start_interpreter(*command: str, cwd: Path) -> Started:
             [sys.executable, *command], cwd=cwd, stdout=stdout, stderr=stderr
         )
     return Started(process, cwd, output)
+
+
+def run_ranks(*command: str) -> None:
+    """`python command...`, a worker that starts ranks or is one; fails the test where it fails."""
+    done = subprocess.run(
+        [sys.executable, *command],
+        env={**os.environ, "PYTHONPATH": TEST_PATH},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=RANKS_TIMEOUT_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-6000:]
 
 
 def _output_of(cwd: Path) -> Path:

@@ -16,7 +16,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -118,18 +118,7 @@ def one_round(fuzzed: Fuzzed, number: int, deadline: float) -> list[Line]:
     """What went wrong with the examples of one seed."""
     faults = []
 
-    @seed(number)
-    @settings(
-        max_examples=PER_ROUND,
-        database=None,
-        deadline=None,
-        phases=[Phase.generate],
-        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-    )
-    @given(st.data())
-    def try_one(data: st.DataObject) -> None:
-        file = data.draw(st.sampled_from(sorted(fuzzed.contents)))
-        content = data.draw(mutated(fuzzed.contents[file], fuzzed.reader.files[file]))
+    def try_one(file: str, content: bytes) -> None:
         if time.process_time() > deadline:
             return
         (fuzzed.home / "now.name").write_text(file)
@@ -140,8 +129,29 @@ def one_round(fuzzed: Fuzzed, number: int, deadline: float) -> list[Line]:
             told = {"fault": str(fault), "where": place_of(fault), "file": file}
             faults.append({**told, "content": content})
 
-    try_one()
+    try_examples(fuzzed, try_one, number=number, count=PER_ROUND)
     return faults
+
+
+def try_examples(
+    fuzzed: Fuzzed, try_one: Callable[[str, bytes], None], *, number: int, count: int
+) -> None:
+    """Calls `try_one` with at most `count` files and mutated contents, those of one seed."""
+
+    @seed(number)
+    @settings(
+        max_examples=count,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    )
+    @given(st.data())
+    def draw(data: st.DataObject) -> None:
+        file = data.draw(st.sampled_from(sorted(fuzzed.contents)))
+        try_one(file, data.draw(mutated(fuzzed.contents[file], fuzzed.reader.files[file])))
+
+    draw()
 
 
 def place_of(fault: FaultError) -> str:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from run_cases import ALONE
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 
 from models.attention.sdpa import SdpaAttention
 from models.batch import IGNORE_LABEL, PackedBatch, PackedLayout
 from models.language_model import LanguageModel
 from models.transformer import Block, NetConfig
+from scripts.benchmark_planner import allocated_in
 from training.adam_atan2 import AdamATan2
 from training.distributed import shard_model
 from training.export_format import ARCH_ADAPTER
@@ -114,21 +113,7 @@ class Step:
 
         step()
         kinds = 3 + (self.ema is not None)
-        return 4 * kinds * self.case.num_parameters + added_by(step)
-
-
-def added_by(call: Callable[[], object]) -> int:
-    """The most that torch has allocated at a time within a call."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        call()
-    assert profiler.profiler is not None
-    results: Any = profiler.profiler.kineto_results
-    events = [event for event in results.events() if event.name() == "[memory]"]
-    live = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        live += event.nbytes()
-        peak = max(peak, live)
-    return peak
+        return 4 * kinds * self.case.num_parameters + allocated_in(step)
 
 
 def saved_bytes(step: Step) -> int:

@@ -9,15 +9,19 @@ import base64
 import gzip
 import json
 import shutil
+import socket
 from contextlib import suppress
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 import torch
 import yaml
 from commands import write_tiny_data
+from core_cases import write_bundle
 from export_cases import write_run
 from fuzz_cases import Reader
 from reference_cases import tiny_run
@@ -43,6 +47,8 @@ from data_io.tokenized_checks import check_tokenized
 from data_io.tokenized_format import MadeBy, TokenizedSource, read_tokenizer_info
 from data_io.tokenizer_files import load_tokenizer
 from evaluation.answer_log import LogWriter
+from evaluation.core.bundle import Bundle
+from evaluation.core.cache import FORMAT, PromptCache
 from evaluation.mirror import read_rows as read_mirror_rows
 from evaluation.recorded import read_results
 from evaluation.records import open_results
@@ -52,12 +58,16 @@ from inference.exported_folder import read_exported
 from inference.run_folder import open_run
 from models.attention.sdpa import SdpaAttention
 from models.language_model import LanguageModel
+from training import run_lock
 from training.checkpoint import DIGESTS_FILE, RunDirectory, read_checkpoint
 from training.digests import digest_of
 from training.environment import recorded_choices
+from training.guards import GUARD_FILE
 from training.inherited_arch import ChosenArch, inherit_arch
 from training.run_curves import read_runs, training_seconds
+from training.run_lock import LOCK_FILE, RunLock, require_unlocked
 from training.run_records import tokens_of_run
+from training.samples import SAMPLES_FILE
 from training.starting import find_start
 from training.telemetry import cut_metrics, read_metrics
 from training.tensor_store import read_tensors, tensor_shapes
@@ -262,9 +272,15 @@ def _make_metrics(folder: Path) -> None:
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (folder / "all_config.yaml").write_text("arch: {name: hrm}\nlr: 0.1\nseed: 0\n")
+    for name in (GUARD_FILE, SAMPLES_FILE):
+        rows = [{"step": 5 * k, "reason": "a", "prompt": TEXT} for k in range(1, 6)]
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _read_metrics(folder: Path) -> None:
+    for line in read_metrics(folder / GUARD_FILE):
+        json.dumps(line)
+    cut_metrics(folder / SAMPLES_FILE, 15)
     (curves,) = read_runs([folder])
     training_seconds(curves.lines)
     for metric in curves.metrics():
@@ -299,6 +315,36 @@ def _make_mixtures(folder: Path) -> None:
 def _read_mixtures(folder: Path) -> None:
     ChatMixture.load(folder / "mixture.yaml")
     Mixture.load(folder / "mixing.yaml")
+
+
+def _make_lock(folder: Path) -> None:
+    folder.mkdir()
+    holder = {"host": socket.gethostname(), "process": 1 << 22, "begun": "a boot 1"}
+    (folder / LOCK_FILE).write_text(json.dumps(holder))
+
+
+def _take_lock(folder: Path) -> None:
+    """As a run that begins, and ends; a lock that cannot be read is not waited for."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_lock, "_TORN_S", 0.0)
+        require_unlocked(folder)
+        with RunLock(folder, ALONE) as lock:
+            lock.take()
+
+
+def _read_bundle(folder: Path) -> None:
+    bundle = Bundle.open(folder)
+    for entry in bundle.chosen([]):
+        bundle.examples(entry)
+        bundle.digest(entry)
+
+
+def _keep_prompts(folder: Path) -> None:
+    """Twice: what the first time finds damaged, the second must find whole."""
+    cache = PromptCache(folder, "tokenizer", lambda said: None)
+    for _ in range(2):
+        kept = cache.prompts("task", {"rows": 2}, lambda: [[1, 2], [3]])
+        assert [each.tolist() for each in kept] == [[1, 2], [3]]
 
 
 def _read_reference(folder: Path) -> None:
@@ -346,6 +392,15 @@ EXPORT = {"config.json": "json", "tokenizer_config.json": "json", "tokenizer.jso
 SOURCES = {"a.jsonl": "jsonl", "b.json": "json"}
 SOURCES |= dict.fromkeys(("c.jsonl.gz", "d.jsonl.zst", "e.parquet"), "bytes")
 RESULTS = {"results.json": "json", "items.jsonl": "jsonl"}
+LINES_BESIDE = dict.fromkeys((GUARD_FILE, SAMPLES_FILE), "jsonl")
+BUNDLE = {"core.yaml": "yaml", "eval_meta_data.csv": "bytes"}
+BUNDLE |= dict.fromkeys(("eval_data/endings.jsonl", "eval_data/world/colours.jsonl"), "jsonl")
+KEPT = (
+    "task-"
+    + sha256(
+        json.dumps({"format": FORMAT, "tokenizer": "tokenizer", "rows": 2}, sort_keys=True).encode()
+    ).hexdigest()[:16]
+)
 
 READERS: dict[str, Reader] = {
     "sampled": Reader(
@@ -380,7 +435,7 @@ READERS: dict[str, Reader] = {
     "sources": Reader(_make_sources, SOURCES, _read_sources),
     "metrics": Reader(
         _make_metrics,
-        {"metrics.jsonl": "jsonl", "all_config.yaml": "yaml"},
+        {"metrics.jsonl": "jsonl", "all_config.yaml": "yaml", **LINES_BESIDE},
         _read_metrics,
         writes=True,
     ),
@@ -389,6 +444,14 @@ READERS: dict[str, Reader] = {
         _make_answers,
         {"a.jsonl": "jsonl", "a.jsonl.settings.json": "json"},
         _read_answers,
+        writes=True,
+    ),
+    "lock": Reader(_make_lock, {LOCK_FILE: "json"}, _take_lock, writes=True),
+    "CORE bundle": Reader(write_bundle, BUNDLE, _read_bundle),
+    "kept prompts": Reader(
+        _keep_prompts,
+        {f"{KEPT}.ids.npy": "npy", f"{KEPT}.ends.npy": "npy", f"{KEPT}.json": "json"},
+        _keep_prompts,
         writes=True,
     ),
     "mixtures": Reader(

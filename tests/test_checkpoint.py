@@ -16,9 +16,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import training.checkpoint
+import training.publishing
 from training.checkpoint import PROGRESS_FILE, Progress, RunDirectory, read_checkpoint
 from training.digests import DIGESTS_FILE
 from training.export_format import arch_from_reference
+from training.parts import recover
 from training.run_records import stored_config, stored_metadata
 from training.tensor_store import read_tensors
 
@@ -186,14 +188,14 @@ def crash_before_publishing(monkeypatch: pytest.MonkeyPatch) -> None:
     def crash(*_: Path) -> None:
         raise OSError("stopped here")
 
-    monkeypatch.setattr(training.checkpoint, "_publish", crash)
+    monkeypatch.setattr(training.checkpoint, "publish", crash)
 
 
 def crash_while_syncing(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_: int) -> None:
         raise OSError("the disk went away")
 
-    monkeypatch.setattr(training.checkpoint.os, "fsync", fail)
+    monkeypatch.setattr(training.publishing.os, "fsync", fail)
 
 
 @pytest.mark.parametrize("fail", [full_disk, crash_before_publishing, crash_while_syncing])
@@ -274,5 +276,5 @@ def test_a_checkpoint_that_was_being_replaced_is_brought_back(tmp_path: Path) ->
     run.save("fsdp2_step_3", Progress(step=3))
     folder = run.directory.path
     (folder / "fsdp2_step_3").rename(folder / ".fsdp2_step_3.replaced")
-    run.directory.recover()
+    recover(run.directory)
     assert [c.path.name for c in run.directory.checkpoints()] == ["fsdp2_step_3"]

@@ -12,6 +12,7 @@ from run_cases import TinyRun
 
 from training.checkpoint import Progress
 from training.checkpoint_checks import main, verify
+from training.parts import prune_steps
 
 
 def steps_in(run: TinyRun) -> list[str]:
@@ -123,7 +124,7 @@ def test_a_folder_without_checkpoints_is_refused(
 def test_pruning_keeps_the_last_ones(tmp_path: Path) -> None:
     run = TinyRun(tmp_path / "run").create()
     run.save_steps(3, 6, 9)
-    run.directory.prune_steps(2)
+    prune_steps(run.directory, 2)
     assert steps_in(run) == ["fsdp2_step_6", "fsdp2_step_9"]
 
 
@@ -132,10 +133,10 @@ def test_pruning_never_removes_the_last_good_one(tmp_path: Path) -> None:
     run.save_steps(3, 6, 8, 9)
     for name in ("fsdp2_step_8", "fsdp2_step_9"):
         flip_a_bit(tmp_path / "run" / name)
-    run.directory.prune_steps(1)  # 6 is the last good one
+    prune_steps(run.directory, 1)  # 6 is the last good one
     assert steps_in(run) == ["fsdp2_step_6", "fsdp2_step_8", "fsdp2_step_9"]
     run.save_steps(12)
-    run.directory.prune_steps(1)
+    prune_steps(run.directory, 1)
     assert steps_in(run) == ["fsdp2_step_12"]
 
 
@@ -144,5 +145,5 @@ def test_pruning_removes_nothing_where_nothing_is_good(tmp_path: Path) -> None:
     run.save_steps(3, 6, 9)
     for checkpoint in run.directory.checkpoints():
         flip_a_bit(checkpoint.path)
-    run.directory.prune_steps(1)
+    prune_steps(run.directory, 1)
     assert len(steps_in(run)) == 3

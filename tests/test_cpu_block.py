@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from unittest.mock import patch
 
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from torch import Tensor
 
 from models import cpu_block
-from models.attention import sdpa
+from models.attention import in_place, sdpa
 from models.attention.dense import DenseAttention
 from models.attention.interface import PackedContext
 from models.layers import Rope
@@ -84,8 +85,8 @@ def test_it_is_the_block_of_the_layers_on_awkward_rows(kernel: str, case: str) -
 
 @settings(max_examples=15, deadline=None)
 @given(drawn=LAYOUTS)
-def test_sequences_by_themselves_are_computed_where_they_lie(drawn: tuple[Lengths, int]) -> None:
-    with patch.multiple(sdpa, ALONE_FROM=12, COARSE_FROM=9, COARSE_WIDTH=4, FINE_WIDTH=4):
+def test_long_sequences_are_computed_by_themselves(drawn: tuple[Lengths, int]) -> None:
+    with patch.object(in_place, "LONG_FROM", 12):
         check(*drawn, block())
 
 
@@ -111,8 +112,12 @@ def test_padding_gets_no_gradient_and_gives_none() -> None:
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("reason", ["post-norm", "bfloat16", "adapter", "another backend", None])
-def test_it_takes_the_place_of_the_layers_only_where_it_may(reason: str | None) -> None:
+@pytest.mark.parametrize(
+    "reason", ["post-norm", "bfloat16", "adapter", "another backend", "no numba", None]
+)
+def test_it_takes_the_place_of_the_layers_only_where_it_may(
+    reason: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows, _, rope, context = inputs([(3, 4), (5, 2)], 0)
     tested = block(norm_type="post" if reason == "post-norm" else "pre")
     if reason == "adapter":
@@ -120,8 +125,12 @@ def test_it_takes_the_place_of_the_layers_only_where_it_may(reason: str | None) 
         tested.attn.o_proj = AdaptedLinear(tested.attn.o_proj, config, 1)
     if reason == "bfloat16":
         rows, tested = rows.bfloat16(), tested.bfloat16()
+    if reason == "no numba":
+        monkeypatch.setitem(sys.modules, "models.cpu_attention", None)
+        cpu_block.why_no_kernels.cache_clear()
     if reason == "another backend":
         context = PackedContext(DenseAttention().prepare(packed([(3, 4), (5, 2)], 0)[0], len(rows)))
     with patch.object(cpu_block, "attention_half", wraps=cpu_block.attention_half) as written_out:
         tested(rows, rope, context, 0)
     assert written_out.called == (reason is None)
+    cpu_block.why_no_kernels.cache_clear()

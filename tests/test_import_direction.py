@@ -69,6 +69,10 @@ class Rule:
 # The first rule that fits a module binds it.
 RULES = [
     Rule("models.attention", {"models"}, {"torch", "pydantic"}, GPU_PACKAGES, NO_RANKS),
+    *(
+        Rule(f"models.{name}", {"models"}, {"torch", "numpy", "numba", "llvmlite"}, set(), NO_RANKS)
+        for name in ("cpu_kernels", "cpu_attention")
+    ),
     Rule("models", {"models"}, {"torch", "pydantic"}, set(), NO_RANKS),
     Rule("multipack_sampler", project=set(), eager={"numpy", "numba"}, lazy=set()),
     Rule(

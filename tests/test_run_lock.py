@@ -176,11 +176,11 @@ def test_what_another_run_is_writing_is_not_touched(
     (tmp_path / "run/fsdp2_step_3").rename(replaced)
     leave_lock(tmp_path / "run", holder_of(sleeper.pid))
     with pytest.raises(ValueError, match="trains in"):
-        agree_on_start(run.directory, run.config, ALONE)
+        agree_on_start(run.directory, run.config)
     assert replaced.is_dir()
     sleeper.kill()
     sleeper.wait()
-    assert agree_on_start(run.directory, run.config, ALONE).progress.step == 3
+    assert agree_on_start(run.directory, run.config).progress.step == 3
 
 
 def test_what_a_run_leaves_that_was_killed_at_its_very_beginning_is_no_bar(tmp_path: Path) -> None:

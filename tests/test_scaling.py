@@ -6,7 +6,6 @@ Runs tests/scaling_worker.py, whose ranks are forked from one process.
 from __future__ import annotations
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from pathlib import Path
 import pytest
 import scaling_worker
 import torch
+from commands import run_ranks
 from run_cases import ALONE
 from safetensors.torch import load_file
 from scaling_worker import LOADED, REPLICAS, SAVED, rows_of_rank, seeded_net
@@ -51,16 +51,7 @@ def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     arguments = (request.param, port, inbox / "data", outbox)
-    finished = subprocess.run(
-        [sys.executable, scaling_worker.__file__, *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stdout[-6000:]
+    run_ranks(scaling_worker.__file__, *map(str, arguments))
     return Ranks(request.param, inbox / "data", outbox)
 
 

@@ -128,3 +128,24 @@ def test_a_loss_that_is_not_finite_stops_before_the_optimizer(
     for name, tensor in model.state_dict().items():
         torch.testing.assert_close(tensor, before[name], atol=0, rtol=0, equal_nan=True)
     assert all(state["step"] == 0 for state in optimizer.state.values())
+
+
+@pytest.mark.parametrize(("is_compiled", "rows"), [(False, 32), (True, 96)])
+def test_rows_of_padding_are_computed_by_compiled_code_alone(
+    is_compiled: bool, rows: int, monkeypatch: pytest.MonkeyPatch, data: SampledData
+) -> None:
+    model = build(NETS["transformer"])
+    if is_compiled:
+        model.lm_head.compile()  # compiles when it is called, which the loss does not do
+    (*_, last) = PrefixLMDataset(data, packing(None), num_slots=64, epoch=0)
+    assert (len(last.tokens), -(-int(last.layout.num_tokens) // 16) * 16) == (96, 32)
+    given: list[int] = []
+    forward = model.forward
+
+    def watched(tokens: torch.Tensor, *others: Any) -> torch.Tensor:
+        given.append(len(tokens))
+        return forward(tokens, *others)
+
+    monkeypatch.setattr(model, "forward", watched)
+    accumulate_gradients(model, [last], 10.0, None)
+    assert given == [rows]

@@ -44,11 +44,18 @@ def arguments_of(life: Life) -> list[str]:
 
 
 def write_data(folder: Path, life: Life) -> None:
-    """Random bytes, and the byte tokenizer."""
-    draw = np.random.default_rng(0)
+    """What a life trains on."""
     examples = STEPS // EPOCHS * EXAMPLES_PER_ROW * _global_tokens(life) // MICRO_TOKENS
+    write_random_bytes(folder, examples=examples, epochs=EPOCHS)
+
+
+def write_random_bytes(
+    folder: Path, *, examples: int, epochs: int, tokenizer_path: str = ""
+) -> None:
+    """Sampled data of random bytes, with the byte tokenizer."""
+    draw = np.random.default_rng(0)
     info = TokenizerInfo(
-        tokenizer_path="",
+        tokenizer_path=tokenizer_path,
         boq=BOQ,
         eoq=EOQ,
         eoa=EOA,
@@ -58,7 +65,7 @@ def write_data(folder: Path, life: Life) -> None:
     with SampledWriter(folder, info, max_seq_len=MAX_SEQ_LEN) as writer:
         write_byte_tokenizer(writer.staging)
         writer.add_tokens(draw.integers(0, VOCAB_SIZE, 1000))
-        for _ in range(EPOCHS):
+        for _ in range(epochs):
             starts, lens = draw.integers(0, 980, (2, examples)), draw.integers(1, 14, (2, examples))
             writer.add_epoch(EpochIndex(starts[0], lens[0], starts[1], lens[1]))
 

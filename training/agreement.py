@@ -4,26 +4,39 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 
 from training.distributed import World
 
 MAX_BYTES = 1024  # of a text that is gathered
+T = TypeVar("T")  # what JSON has: the same on the other side
 
 
-def on_main(world: World, decide: Callable[[], list[str]]) -> list[str]:
+def on_main(world: World, decide: Callable[[], T]) -> T:
     """What rank 0 finds, on all ranks; its ValueError or OSError is a ValueError on all of them."""
-    found: dict[str, str | list[str]] = {}
-    if world.is_main:
-        try:
-            found = {"lines": decide()}
-        except (ValueError, OSError) as error:
-            found = {"error": str(error)}
-    found = json.loads(world.broadcast(json.dumps(found)))
+    found = json.loads(world.broadcast(_found(decide) if world.is_main else ""))
     if "error" in found:
         raise ValueError(found["error"])
-    return list(found["lines"])
+    return found["value"]
+
+
+def on_keepers(world: World, act: Callable[[], T]) -> list[T]:
+    """What each disk's keeper finds, on all ranks, rank 0's disk first; they act at the same time.
+
+    The ValueError or OSError of one is one on all ranks, and names its disk where there are
+    several. It is a barrier: nobody goes on before all have acted.
+    """
+    if world.size == 1:
+        return [act()]
+    own = _found(act) if world.is_keeper else ""
+    found = [json.loads(world.broadcast(own, keeper)) for keeper in world.keepers]
+    for number, each in enumerate(found):
+        if "error" in each:
+            where = f"{world.disks[number]}: " if world.disks else ""
+            raise (OSError if each["is_of_system"] else ValueError)(f"{where}{each['error']}")
+    return [each["value"] for each in found]
 
 
 def gathered(world: World, text: str) -> list[str]:
@@ -34,3 +47,10 @@ def gathered(world: World, text: str) -> list[str]:
     table[world.rank, : len(data)] = torch.tensor(list(data), dtype=torch.int32)
     rows = world.sum(table).to(torch.uint8).numpy()
     return [row.tobytes().rstrip(b"\0").decode() for row in rows]
+
+
+def _found(act: Callable[[], object]) -> str:
+    try:
+        return json.dumps({"value": act()})
+    except (ValueError, OSError) as error:
+        return json.dumps({"error": str(error), "is_of_system": isinstance(error, OSError)})

@@ -4,16 +4,16 @@
     <run>/fsdp2_epoch_1/ fsdp2_step_1500/: model/ ema/ optimizer/ progress.json digests.json
     <run>/fsdp2_best/: the same, where the lowest held-out loss is kept
 
-A checkpoint is written under a name that nothing reads, synced to the disk, and renamed.
+A checkpoint is written under a name that nothing reads, synced to the disk, and renamed. Where each
+node saves on a disk of its own, it has the files of its ranks, and the same records beside them.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,15 +24,19 @@ from torch import Tensor, nn
 
 from data_io.parsing import parse_json
 from training.adam_atan2 import AdamATan2
+from training.agreement import on_keepers, on_main
 from training.digests import (
     DIGESTS_FILE,
-    merge_digests,
+    digest_of,
     read_digests,
     require_digest,
+    take_digests,
     write_own_digests,
 )
-from training.distributed import World
+from training.distributed import Disk, World
+from training.publishing import empty_folder, publish, replaced, write_atomically
 from training.run_lock import RunLock
+from training.tensor_store import METADATA_FILE as INDEX_FILE
 from training.tensor_store import read_tensors, read_tensors_into, write_tensors
 
 CONFIG_FILE, METADATA_FILE = "all_config.yaml", "train_metadata.yaml"
@@ -40,6 +44,7 @@ PROGRESS_FILE = "progress.json"
 MODEL, EMA, OPTIMIZER = "model", "ema", "optimizer"
 BEST = "fsdp2_best"  # of the lowest held-out loss: no run is continued from it, nothing prunes it
 _NAME = re.compile(r"fsdp2_(epoch|step)_(\d+)")  # those that a run is continued from
+_TENSOR_FILE = re.compile(r"\w+/__(\d+)_\d+\.distcp")  # by the rank that wrote it
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +65,7 @@ class Checkpoint:
     progress: Progress
     log_state: Mapping[str, Any]  # what the logger has added up and not yet written
     data: str | None = None  # fingerprint of the data that the progress is in
+    disks: tuple[Disk, ...] = ()  # that it was saved on; none: all ranks saved into one folder
 
     @property
     def has_ema(self) -> bool:
@@ -67,6 +73,8 @@ class Checkpoint:
 
     def verify(self, *folders: str) -> None:
         """Compares the files of `folders` (all by default) with their digests; ValueError."""
+        if absent := self.absent_files(*folders):
+            raise ValueError(self.told_of_absent(absent))
         for _, damage in self.checked_files(*folders):
             if damage:
                 raise ValueError(damage)
@@ -82,15 +90,37 @@ class Checkpoint:
     def checked_files(self, *folders: str) -> Iterator[tuple[str, str | None]]:
         """Each file of `folders` (all by default), and what is wrong with it; None: nothing."""
         digests = read_digests(self.path)
+        absent = self.absent_files(*folders)
         for folder in folders or (MODEL, EMA, OPTIMIZER):
             listed = {name for name in digests if name.startswith(f"{folder}/")}
             there = {f"{folder}/{file.name}" for file in (self.path / folder).glob("*")}
             for name in sorted(listed | there):
                 try:
+                    if name in absent:
+                        raise ValueError(self.told_of_absent([name]))
                     require_digest(self.path, name, digests)
                     yield name, None
                 except (ValueError, OSError) as error:
                     yield name, str(error)
+
+    def absent_files(self, *folders: str) -> list[str]:
+        """Files with tensors of `folders` (all by default) that are listed and not here."""
+        listed = (each for each in read_digests(self.path) if _TENSOR_FILE.fullmatch(each))
+        wanted = folders or (MODEL, EMA, OPTIMIZER)
+        here = (each for each in listed if each.partition("/")[0] in wanted)
+        return sorted(name for name in here if not (self.path / name).is_file())
+
+    def told_of_absent(self, names: Sequence[str]) -> str:
+        """Whose files these are, and what to do."""
+        ranks = {int(_TENSOR_FILE.fullmatch(name)[1]) for name in names}  # type: ignore[index]
+        owners = [disk for disk in self.disks if ranks & set(disk.ranks)]
+        if not owners:
+            return f"{self.path / names[0]} is missing; the checkpoint is damaged, use another one"
+        there = ", ".join(map(str, owners))
+        return (
+            f"{self.path} lacks the files that were saved on {there}; copy the {self.path.name} "
+            "of that node into it, or bring the node back"
+        )
 
     def restore(self, model: nn.Module, optimizer: AdamATan2, *, is_verified: bool = False) -> None:
         """Loads weights and optimizer state in place, whatever world size they were saved at."""
@@ -146,13 +176,15 @@ class RunDirectory:
         """
         self.world.barrier()  # other ranks may still be looking at what the folder holds
         notes = self.lock.take()
-        if self.world.is_main:
+
+        def begin() -> None:
             self.path.mkdir(parents=True, exist_ok=True)
             for rest in self.path.glob(".fsdp2_*"):
                 shutil.rmtree(rest)
             write_atomically(self.path / CONFIG_FILE, yaml.safe_dump(dict(config)))
             write_atomically(self.path / METADATA_FILE, yaml.safe_dump(dict(metadata)))
-        self.world.barrier()
+
+        on_keepers(self.world, begin)
         return notes
 
     def aside(self) -> RunDirectory:
@@ -167,18 +199,11 @@ class RunDirectory:
             yield
             self.world.barrier()  # others may still be looking into it
         finally:
-            if self.world.is_main:
+            if self.world.is_keeper:
                 shutil.rmtree(self.path, ignore_errors=True)
 
-    def recover(self) -> None:
-        """Brings a checkpoint back that was being replaced when the run was killed."""
-        for replaced in self.path.glob(".fsdp2_*.replaced"):
-            target = self.path / replaced.name[1:].removesuffix(".replaced")
-            if not target.exists():
-                replaced.rename(target)
-
     def checkpoints(self) -> list[Checkpoint]:
-        """Complete checkpoints, the furthest last; `damaged` tells of those left out."""
+        """Complete checkpoints on this disk, the furthest last; `damaged` tells of others."""
         found = [each for each in self._read() if isinstance(each, Checkpoint)]
         # An epoch's checkpoint is written after the step's at the same step.
         return sorted(found, key=lambda c: (c.progress.step, c.progress.epoch))
@@ -195,23 +220,12 @@ class RunDirectory:
                 except (ValueError, FileNotFoundError) as error:
                     yield ValueError(str(error))
 
-    def prune_steps(self, keep_last: int | None) -> None:
-        """Removes step checkpoints before the last ones (None: keeps all); never epochs' or 0.
-
-        Damaged ones after the last sound one stay beside: that one is never removed.
-        """
-        if keep_last is None:
-            return
-        if self.world.is_main:
-            steps = [c for c in self.checkpoints() if c.path.name.startswith("fsdp2_step_")]
-            steps = [c for c in steps if c.progress.step]
-            while len(steps) > keep_last and not steps[-1].is_sound():
-                steps.pop()
-            for checkpoint in steps[:-keep_last]:
-                aside = self.path / f".{checkpoint.path.name}.removed"
-                checkpoint.path.rename(aside)  # never half a checkpoint under its own name
-                shutil.rmtree(aside)
-        self.world.barrier()
+    def remove(self, name: str) -> None:
+        """Removes a checkpoint from this disk, if it is there."""
+        aside = self.path / f".{name}.removed"
+        if (self.path / name).exists():
+            (self.path / name).rename(aside)  # never half a checkpoint under its own name
+            shutil.rmtree(aside)
 
     def save(
         self,
@@ -222,22 +236,38 @@ class RunDirectory:
     ) -> None:
         """Publishes a checkpoint; every rank calls it. Errors leave older ones as they are."""
         assert _NAME.fullmatch(name) or name == BEST, name
-        staging = self.path / f".{name}"
-        if self.world.is_main:
-            shutil.rmtree(staging, ignore_errors=True)
-            staging.mkdir(parents=True)
-        self.world.barrier()
+        staging, world = self.path / f".{name}", self.world
+        on_keepers(world, lambda: empty_folder(staging))
         for folder, tensors in state.items():
             write_tensors(staging / folder, tensors)
-        write_own_digests(staging, self.world.rank)
-        self.world.barrier()
-        if self.world.is_main:
-            record = {**asdict(progress), "log_state": dict(log_state)}
-            record |= {"data": self.data} if self.data else {}
-            write_atomically(staging / PROGRESS_FILE, json.dumps(record, indent=2))
-            write_atomically(staging / DIGESTS_FILE, merge_digests(staging, PROGRESS_FILE))
-            _publish(staging, self.path / name)
-        self.world.barrier()
+        write_own_digests(staging, world.rank)
+        world.barrier()
+        record = {**asdict(progress), "log_state": dict(log_state)}
+        record |= {"data": self.data} if self.data else {}
+        record |= {"disks": [asdict(disk) for disk in world.disks]} if world.disks else {}
+        text = world.broadcast(json.dumps(record, indent=2))
+        # Rank 0 alone has written the indices of all files.
+        files = [staging / folder / INDEX_FILE for folder in state] if world.disks else []
+        indices = [
+            on_main(world, lambda f=file: f.read_bytes().decode("latin-1")) for file in files
+        ]
+
+        def list_own() -> dict[str, str]:
+            write_atomically(staging / PROGRESS_FILE, text)
+            for file, index in zip(files, indices, strict=True):
+                write_atomically(file, index.encode("latin-1"))
+            return {PROGRESS_FILE: digest_of(staging / PROGRESS_FILE)} | take_digests(staging)
+
+        listed = on_keepers(world, list_own)
+        digests = {name: digest for own in listed for name, digest in own.items()}
+
+        def appear() -> None:
+            write_atomically(staging / DIGESTS_FILE, json.dumps(digests, indent=2))
+            publish(staging, self.path / name)
+
+        on_keepers(world, appear)
+        # Only now that all have published: until then `parts.recover` may bring the old one back.
+        on_keepers(world, lambda: shutil.rmtree(replaced(self.path / name), ignore_errors=True))
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -254,38 +284,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
     try:
         record = parse_json((path / PROGRESS_FILE).read_text())
         log_state, data = record.pop("log_state"), record.pop("data", None)
-        return Checkpoint(path, Progress(**record), log_state, data)
+        disks = (Disk(each["host"], tuple(each["ranks"])) for each in record.pop("disks", ()))
+        return Checkpoint(path, Progress(**record), log_state, data, tuple(disks))
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path / PROGRESS_FILE} cannot be read: {error}") from error
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """The file has its old content or the new one, never a part."""
-    aside = path.with_name(f".{path.name}.writing")
-    with aside.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
-
-
-def _publish(staging: Path, target: Path) -> None:
-    for folder in (*(path for path in staging.iterdir() if path.is_dir()), staging):
-        _sync_folder(folder)
-    replaced = target.with_name(f".{target.name}.replaced")
-    if target.exists():
-        target.rename(replaced)
-    staging.rename(target)
-    _sync_folder(target.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 if __name__ == "__main__":  # python -m training.checkpoint verify DIR

@@ -23,8 +23,9 @@ import torch
 import torch.distributed as dist
 
 from training.checkpoint import Progress, RunDirectory
-from training.distributed import World, stop_world
+from training.distributed import Disk, World, stop_world
 from training.host_copy import HostCopy, pieces_from
+from training.parts import prune_steps
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 NICENESS = 5  # training goes first
@@ -56,7 +57,8 @@ class CheckpointWriter:
     """Saves what lies in the copy, each time it is asked."""
 
     def __init__(self, begin: dict[str, Any], descriptor: int) -> None:
-        world = World(begin["rank"], begin["size"], torch.device("cpu"))
+        disks = (Disk(each["host"], tuple(each["ranks"])) for each in begin["disks"])
+        world = World(begin["rank"], begin["size"], torch.device("cpu"), tuple(disks))
         copy = HostCopy(pieces_from(begin["pieces"]), descriptor)
         copy.reserve()
         if world.size > 1:
@@ -70,7 +72,7 @@ class CheckpointWriter:
         progress = Progress(**job["progress"])
         self._directory.save(job["name"], self._state, progress, job["log_state"])
         if job["prunes"]:
-            self._directory.prune_steps(job["keep_last"])
+            prune_steps(self._directory, job["keep_last"])
 
 
 def serve(connection: Connection, descriptor: int) -> None:

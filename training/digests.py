@@ -1,4 +1,4 @@
-"""The digests of a checkpoint's files: each rank lists those of its own, rank 0 merges these."""
+"""The digests of a checkpoint's files: each rank lists those of its own; merged, they name all."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def write_own_digests(staging: Path, rank: int) -> None:
     (staging / f"digests.{rank}.json").write_text(json.dumps(digests))
 
 
-def merge_digests(staging: Path, *more: str) -> str:
-    """The text of the list of all ranks' files and `more`; their own lists are removed."""
-    digests = {name: digest_of(staging / name) for name in more}
+def take_digests(staging: Path) -> dict[str, str]:
+    """What the ranks listed on this disk; their own lists are removed."""
+    digests = {}
     for part in sorted(staging.glob("digests.*.json")):
         digests |= json.loads(part.read_text())
         part.unlink()
-    return json.dumps(digests, indent=2)
+    return digests
 
 
 def read_digests(path: Path) -> dict[str, str]:

@@ -25,16 +25,47 @@ TIMEOUT = timedelta(minutes=30)
 
 
 @dataclass(frozen=True, slots=True)
+class Disk:
+    """A file system, by who sees the run's folder on it."""
+
+    host: str  # of its keeper
+    ranks: tuple[int, ...]  # ascending
+
+    @property
+    def keeper(self) -> int:
+        """The rank that does what is done once on each disk."""
+        return self.ranks[0]
+
+    def __str__(self) -> str:
+        first, last = self.ranks[0], self.ranks[-1]
+        if len(self.ranks) == 1:
+            return f"{self.host} (rank {first})"
+        is_row = last - first + 1 == len(self.ranks)
+        told = f"{first}-{last}" if is_row else ", ".join(map(str, self.ranks))
+        return f"{self.host} (ranks {told})"
+
+
+@dataclass(frozen=True, slots=True)
 class World:
     """This process among those of the run."""
 
     rank: int
     size: int
     device: torch.device
+    disks: tuple[Disk, ...] = ()  # see `training.disks`; none: all ranks see one folder
 
     @property
     def is_main(self) -> bool:
         return self.rank == 0
+
+    @property
+    def keepers(self) -> tuple[int, ...]:
+        """One rank of each disk, rank 0 first."""
+        return tuple(disk.keeper for disk in self.disks) or (0,)
+
+    @property
+    def is_keeper(self) -> bool:
+        return self.rank in self.keepers
 
     def sum(self, values: Tensor) -> Tensor:
         """The elementwise sum over ranks, a new tensor on CPU."""
@@ -44,17 +75,24 @@ class World:
         dist.all_reduce(total)
         return total.cpu()
 
-    def broadcast(self, text: str) -> str:
-        """Rank 0's text on every rank."""
+    def broadcast(self, text: str, source: int = 0) -> str:
+        """The text of rank `source` on every rank."""
+        return self.broadcast_bytes(text.encode(), source).decode()
+
+    def broadcast_bytes(self, content: bytes, source: int = 0) -> bytes:
+        """The bytes of rank `source` on every rank; what the others give does not matter."""
         if self.size == 1:
-            return text
-        data = torch.tensor(list(text.encode()), dtype=torch.uint8, device=self.device)
-        length = torch.tensor([len(data)], device=self.device)
-        dist.broadcast(length, src=0)
-        if not self.is_main:
-            data = data.new_empty(int(length))
-        dist.broadcast(data, src=0)
-        return data.cpu().numpy().tobytes().decode()
+            return content
+        length = torch.tensor([len(content)], device=self.device)
+        dist.broadcast(length, src=source)
+        if not length:
+            return b""
+        if self.rank == source:
+            data = torch.frombuffer(bytearray(content), dtype=torch.uint8).to(self.device)
+        else:
+            data = torch.empty(int(length), dtype=torch.uint8, device=self.device)
+        dist.broadcast(data, src=source)
+        return content if self.rank == source else data.cpu().numpy().tobytes()
 
     def barrier(self) -> None:
         """Waits for all ranks."""

@@ -9,21 +9,15 @@ from __future__ import annotations
 
 import json
 import shlex
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from training.checkpoint import (
-    Checkpoint,
-    Progress,
-    RunDirectory,
-    read_checkpoint,
-    write_atomically,
-)
+from training.checkpoint import Checkpoint, Progress, RunDirectory
 from training.console import say
+from training.parts import first_sound, published, remove
+from training.publishing import write_atomically
 from training.schema import RunConfig
 from training.starting import Start
 from training.step_check import BadStepError, StepCheck
@@ -106,14 +100,13 @@ class Guard:
         """
         assert self._bad is not None
         first, last = self.passed[-1]
-        world, found = self.directory.world, ""
-        if world.is_main:
-            found = self._go_back(first, last) or ""
-        found = world.broadcast(found)
-        if not found:
+        checkpoint = self._go_back(first, last)
+        if checkpoint is None:
             raise self._with_text(self._bad, f"{self._bad}; no good checkpoint is left before it")
-        checkpoint = read_checkpoint(Path(found))
-        say(world, f"back to {checkpoint.path.name}; steps {first:,} to {last:,} are passed over")
+        say(
+            self.directory.world,
+            f"back to {checkpoint.path.name}; steps {first:,} to {last:,} are passed over",
+        )
         then = dict(checkpoint.log_state.get(STATE_KEY) or {})
         now = {**then, "num_bad": self.num_bad, "passed": self.passed}
         log_state = {**checkpoint.log_state, STATE_KEY: now}
@@ -128,24 +121,19 @@ class Guard:
         window = self.config.guard.window
         return [max(1, step - window), step + window]
 
-    def _go_back(self, first: int, last: int) -> str | None:
-        """Removes checkpoints past the one to go back to, the newest first; its path."""
+    def _go_back(self, first: int, last: int) -> Checkpoint | None:
+        """Removes checkpoints past the one to go back to, the newest first; that one."""
         # From any of those before `first` the run comes to it with the same weights.
         bad_step = last - self.config.guard.window
-        found = [each for each in self.directory.checkpoints() if each.progress.step < bad_step]
-        before = [each for each in found if each.progress.step < first]
-        for checkpoint in [*reversed(before), *found[len(before) :]]:
-            try:
-                checkpoint.verify()
-            except (ValueError, OSError):
-                continue
-            for later in reversed(self.directory.checkpoints()):
-                if later.progress.step > checkpoint.progress.step:
-                    aside = self.directory.path / f".{later.path.name}.removed"
-                    later.path.rename(aside)  # never half a checkpoint under its own name
-                    shutil.rmtree(aside)
-            return str(checkpoint.path)
-        return None
+        there, _ = published(self.directory)
+        found = [each for each in there if each.step < bad_step]
+        before = [each for each in found if each.step < first]
+        candidates = [*reversed(before), *found[len(before) :]]
+        checkpoint, _ = first_sound(self.directory, candidates)
+        if checkpoint:
+            later = (each for each in reversed(there) if each.step > checkpoint.progress.step)
+            remove(self.directory, [each.name for each in later])
+        return checkpoint
 
     def _record(
         self, error: BadStepError, progress: Progress, action: str, span: list[int] | None

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from models.attention.in_place import LONG_FROM
 from models.attention.sdpa import ALONE_FROM, COARSE_FROM, COARSE_WIDTH, FINE_WIDTH
 from models.transformer import NetConfig, StackConfig
 
@@ -27,13 +28,22 @@ class Rows:
     scored: int  # labels that count
     slots: int  # of all buckets of attention=sdpa
     mask_entries: int  # of all masks of these buckets
+    sums: int  # for each head, that attention keeps where blocks are written out
+    long_mask_entries: int  # of the masks of long examples there
 
     @classmethod
     def of(cls, lengths: Sequence[int], tokens: int, scored: int) -> Rows:
         """A row of `tokens` with examples of these lengths."""
         widths = [_bucket_width(length) for length in lengths if length]
-        slots = sum(widths)
-        return cls(tokens, scored, slots, sum(width * width for width in widths))
+        long = [length for length in lengths if length >= LONG_FROM]
+        return cls(
+            tokens,
+            scored,
+            slots=sum(widths),
+            mask_entries=sum(width * width for width in widths),
+            sums=2 * tokens * (len(long) < len(lengths)) + sum(long),
+            long_mask_entries=sum(length * length // 2 for length in long),  # half is a prefix
+        )
 
 
 def _bucket_width(length: int) -> int:
@@ -90,10 +100,8 @@ def kept_tensors(stack: StackConfig, rows: Rows, kernels: Kernels) -> tuple[list
     scale = rows.tokens * FLOAT_BYTES  # of a norm
     sums = rows.tokens * stack.num_heads * FLOAT_BYTES  # log-sum-exp of each query
     if kernels.writes_blocks_out(stack):
-        rotations = rows.tokens * stack.head_size * FLOAT_BYTES * (stack.pos_emb_type == "rope")
-        of_slots = rows.slots * stack.num_heads * FLOAT_BYTES
-        attention = [state, scale, 4 * state, state, of_slots, rotations]
-        return attention, [state, scale, 2 * inner, inner]
+        of_rows = rows.sums * stack.num_heads * FLOAT_BYTES
+        return [state, scale, 4 * state, state, of_rows], [state, scale, 2 * inner]
     if kernels.is_compiled:
         # input, norm, query and key, what they are parts of, product, sum; and of each pass
         attention = [*[state] * 3, scale, 2 * state, 4 * state, *[state, sums] * passes]
@@ -136,4 +144,6 @@ def shared_bytes(config: NetConfig, rows: Rows, kernels: Kernels) -> int:
     angles = sum(2 * rows.tokens * head_size * FLOAT_BYTES for head_size, _ in kinds)
     if kernels.attention != "sdpa":
         return angles
+    if all(map(kernels.writes_blocks_out, config.stacks().values())):
+        return angles + rows.long_mask_entries * FLOAT_BYTES
     return angles + 16 * rows.slots + rows.mask_entries * (1 + FLOAT_BYTES)

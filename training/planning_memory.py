@@ -83,15 +83,33 @@ def _block_weights(stack: StackConfig) -> tuple[int, ...]:
     return 4 * width**2, width**2, 2 * width * inner, width * inner
 
 
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """The most bytes that a part ever has: those that stay for later, those in passing."""
+
+    lasting: int
+    passing: int
+
+
 def memory_moments(case: MemoryCase) -> list[Moment]:
     """The parts of a step, each at its worst moment, in order of time."""
+    return [Moment(name, parts) for name, parts in _gone_through(case).moments.items()]
+
+
+def extents(case: MemoryCase) -> dict[str, Extent]:
+    """Of each part, whenever that is in a step."""
+    step = _gone_through(case)
+    return {part: Extent(step.lasting[part], step.passing[part]) for part in PARTS}
+
+
+def _gone_through(case: MemoryCase) -> _Step:
     step = _Step(case)
     for number in range(min(2, case.num_micro)):  # later ones are like the second
         step.forward()
         step.loss()
         step.backward(is_last=number + 1 == min(2, case.num_micro))
     step.update()
-    return [Moment(name, parts) for name, parts in step.moments.items()]
+    return step
 
 
 def peak(moments: list[Moment]) -> Moment:
@@ -106,6 +124,7 @@ class _Step:
         self.case = case
         self.moments: dict[str, dict[str, int]] = {}
         self.live: Counter[str] = Counter(dict.fromkeys(PARTS, 0))
+        self.lasting, self.passing = Counter[str](), Counter[str]()  # the most that there was
         self.stacks = dict(case.config.stacks())  # making the records takes its time
         self.calls = list(case.config.applications())
         self.kept = {
@@ -226,17 +245,14 @@ class _Step:
         if self.accumulates:
             self.live["gradients"] -= size * elements
         source = whole if self.accumulates else size * elements
-        before = self.live["FSDP buffers"]
         self.note("reduction", **{"FSDP buffers": whole})
         self.live["gradients"] += whole // case.shards - source
         self.note("reduction", **{"FSDP buffers": whole})
-        assert self.live["FSDP buffers"] == before
 
     def update(self) -> None:
         """Weights, gradients and state alone, and what the optimizer makes for some at a time."""
         case = self.case
-        for part in ("compute copy", "FSDP buffers", "loss", "activations"):
-            self.live[part] = 0
+        self.live.update(dict.fromkeys(("compute copy", "FSDP buffers", "loss", "activations"), 0))
         self.live["gradients"] = FLOAT_BYTES * self._reached() // case.shards
         batches = _update_batches(case)
         streamed = 0
@@ -249,6 +265,8 @@ class _Step:
 
     def note(self, moment: str, **more: int) -> None:
         """Keeps the moment if it is the worst one of its name; `more` lives in it alone."""
+        self.lasting |= self.live
+        self.passing |= Counter(more)
         parts = {part: self.live[part] + more.get(part, 0) for part in PARTS}
         if sum(parts.values()) > sum(self.moments.get(moment, {}).values()):
             self.moments[moment] = parts

@@ -8,6 +8,7 @@ from typing import Any
 
 from data_io.row_planning import RowPacking
 from data_io.sampled_format import SampledData
+from models.cpu_block import why_no_kernels
 from models.flops import total_parameters
 from models.linear import set_linear_kernel
 from training.building import choose_linear, compute_dtype
@@ -51,6 +52,8 @@ def fleet_here(config: RunConfig, world: World) -> Fleet:
     """The processes of this run; one is probed."""
     set_threads(config.num_threads, {}, world.size)
     choose_linear(config, world, None)
+    if world.device.type == "cpu":
+        why_no_kernels()  # loads them: they count as the process before it has a model
     dtype = compute_dtype(config.fwd_bwd_dtype, world.device)
     device = this_device(world, config.arch.hidden_size, dtype)
     set_linear_kernel("mkl")

@@ -1,4 +1,4 @@
-"""One run in a directory at a time: a file in it names the process that trains there.
+"""One run in a directory at a time: a file in it names the process that trains there, on each disk.
 
 A lock that a dead process of this machine left is taken over; whether a process of another machine
 still runs cannot be seen from here, so its lock is never touched.
@@ -17,10 +17,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from data_io.parsing import parse_json
-from training.agreement import on_main
+from training.agreement import on_keepers
 from training.distributed import World
 
 LOCK_FILE = ".lock"
+_MOST_PROCESS = 2**31 - 1
 _TORN_S = 1.0  # a lock that still cannot be read after this was torn when the machine went down
 
 
@@ -67,14 +68,16 @@ class RunLock:
 
     def __exit__(self, *_: object) -> None:
         path = self.run / LOCK_FILE
-        if self.world.is_main:
+        if self.world.is_keeper:
             with suppress(OSError):  # the disk is gone, say: a dead process has no lock
                 if path.exists() and _holder(path) == Holder.here():
                     path.unlink()
 
     def take(self) -> list[str]:
         """Every rank calls it; what to say. ValueError on all of them: another run has it."""
-        return on_main(self.world, self._take) if self._is_wanted else []
+        if not self._is_wanted:
+            return []
+        return [note for notes in on_keepers(self.world, self._take) for note in notes]
 
     def _take(self) -> list[str]:
         try:
@@ -131,7 +134,7 @@ def _holder(path: Path) -> Holder | None:
     while True:
         try:
             holder = Holder(**parse_json(path.read_text()))
-            if isinstance(holder.process, int) and holder.process > 0:
+            if isinstance(holder.process, int) and 0 < holder.process <= _MOST_PROCESS:
                 return holder
         except FileNotFoundError:
             return None

@@ -25,6 +25,7 @@ from training.checkpoint_writer import ANOTHER_RANK
 from training.distributed import TIMEOUT
 from training.host_copy import HostCopy, Piece, State, num_bytes_of, pieces_of, records_of
 from training.interrupts import SIGNALS
+from training.parts import prune_steps
 from training.schema import RunConfig
 from training.watchdog import is_broken_collective
 
@@ -65,6 +66,7 @@ class WriterProcess:
                 "run": str(directory.path),
                 "rank": directory.world.rank,
                 "size": directory.world.size,
+                "disks": [asdict(disk) for disk in directory.world.disks],
                 "pieces": records_of(pieces),
                 "address": {"prefix": prefix, "timeout_s": timeout_s},
             }
@@ -139,7 +141,7 @@ class Saving:
         if self._writer is None:
             self.directory.save(name, state, progress, log_state)
             if prunes:
-                self.directory.prune_steps(self.keep_last)
+                prune_steps(self.directory, self.keep_last)
             return
         self.wait()
         job = {"name": name, "progress": asdict(progress), "log_state": dict(log_state)}

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from models.lora import LoraConfig, is_adapter
 from training.adam_atan2 import AdamATan2
 from training.adapters import read_start_into, stored_lora
+from training.agreement import on_keepers
 from training.checkpoint import (
     CONFIG_FILE,
     EMA,
@@ -25,6 +25,7 @@ from training.checkpoint import (
     training_state,
 )
 from training.distributed import World
+from training.parts import bring_records, first_sound, published, recover, why_unsound
 from training.run_lock import LOCK_FILE, require_unlocked
 from training.run_names import comparable
 from training.run_records import choose_checkpoint, stored_config
@@ -51,66 +52,34 @@ class Start:
         return self.checkpoint.progress if self.checkpoint else Progress()
 
 
-def agree_on_start(directory: RunDirectory, config: RunConfig, world: World) -> Start:
-    """`find_start` on rank 0, for all ranks: they must not look while another one writes."""
-    found: dict[str, Any] = {}
-    if world.is_main:
-        try:
-            require_unlocked(directory.path)  # before anything is touched that it may be writing
-            directory.recover()
-            start = find_start(directory, config)
-            found = {
-                "checkpoint": str(start.checkpoint.path) if start.checkpoint else None,
-                "source": str(start.source.path) if start.source else None,
-                "is_finished": start.is_finished,
-                "notes": start.notes,
-            }
-        except (ValueError, OSError) as error:
-            found = {"error": str(error)}
-    found = json.loads(world.broadcast(json.dumps(found)))
-    if "error" in found:
-        raise ValueError(found["error"])
-    return Start(
-        checkpoint=read_checkpoint(Path(found["checkpoint"])) if found["checkpoint"] else None,
-        source=read_checkpoint(Path(found["source"])) if found["source"] else None,
-        is_finished=found["is_finished"],
-        notes=tuple(found["notes"]),
-    )
+def agree_on_start(directory: RunDirectory, config: RunConfig) -> Start:
+    """`find_start`, once nobody else trains there; the records are with rank 0 then."""
+    # Before anything is touched that another run may be writing.
+    on_keepers(directory.world, lambda: require_unlocked(directory.path))
+    recover(directory)
+    start = find_start(directory, config)
+    if config.dry_run:
+        return start
+    return replace(start, notes=(*bring_records(directory), *start.notes))
 
 
 def find_start(directory: RunDirectory, config: RunConfig) -> Start:
     """The newest whole checkpoint of this very run, verified; else what `resume_from` names.
 
-    ValueError when the folder holds another architecture, or something that is no run, or a
-    finished run of other settings; a damaged checkpoint is named and the one before it is used.
+    Every rank calls it. ValueError when the folder holds another architecture, or something that is
+    no run, or a finished run of other settings; a damaged checkpoint is named and the one before it
+    is used.
     """
-    stored = stored_config(directory.path)
+    found = on_keepers(directory.world, lambda: _run_in(directory.path, config))
+    stored = next((each for each in found if each is not None), None)
     if stored is None:
-        if directory.path.is_dir() and not all(map(_is_rest, directory.path.iterdir())):
-            raise ValueError(
-                f"{directory.path} holds something, but no run ({CONFIG_FILE} is missing); "
-                "choose another checkpoint_path, or empty the folder"
-            )
-        return _start_from(config, [])
+        return _start_from(config, [], directory.world)
     wanted = config.model_dump()
-    if config.new_run:
-        raise ValueError(
-            f"new_run=true, but {directory.path} already holds a run; choose another run_name or "
-            "checkpoint_path, or leave new_run out to continue it"
-        )
-    if config.resume_from and Path(config.resume_from).resolve() == directory.path.resolve():
-        raise ValueError(
-            f"resume_from={config.resume_from} is this very run; leave resume_from out to continue "
-            "it, or give another checkpoint_path to start a new run from it"
-        )
     notes = _differences(comparable(stored), comparable(wanted))
-    damaged = directory.damaged()
-    for checkpoint in reversed(directory.checkpoints()):
-        try:
-            checkpoint.verify()
-        except (ValueError, OSError) as error:
-            damaged.append(str(error))
-            continue
+    there, damaged = published(directory)
+    checkpoint, reasons = first_sound(directory, reversed(there))
+    damaged += reasons
+    if checkpoint:
         if not (checkpoint.path / OPTIMIZER).is_dir():
             raise ValueError(
                 f"{directory.path} holds imported weights and no optimizer state, so there is "
@@ -140,7 +109,30 @@ def find_start(directory: RunDirectory, config: RunConfig) -> Start:
             "another checkpoint_path"
         )
     notes.append("no complete checkpoint yet: starts from the beginning")
-    return _start_from(config, notes)
+    return _start_from(config, notes, directory.world)
+
+
+def _run_in(folder: Path, config: RunConfig) -> dict[str, Any] | None:
+    """The settings of the run in a folder; ValueError where `config` cannot be a run there."""
+    stored = stored_config(folder)
+    if stored is None:
+        if folder.is_dir() and not all(map(_is_rest, folder.iterdir())):
+            raise ValueError(
+                f"{folder} holds something, but no run ({CONFIG_FILE} is missing); "
+                "choose another checkpoint_path, or empty the folder"
+            )
+        return None
+    if config.new_run:
+        raise ValueError(
+            f"new_run=true, but {folder} already holds a run; choose another run_name or "
+            "checkpoint_path, or leave new_run out to continue it"
+        )
+    if config.resume_from and Path(config.resume_from).resolve() == folder.resolve():
+        raise ValueError(
+            f"resume_from={config.resume_from} is this very run; leave resume_from out to continue "
+            "it, or give another checkpoint_path to start a new run from it"
+        )
+    return stored
 
 
 def load_start(
@@ -201,11 +193,21 @@ def _begin_average(state: dict[str, dict[str, Tensor]]) -> None:
         average.copy_(state[MODEL][name])
 
 
-def _start_from(config: RunConfig, notes: list[str]) -> Start:
+def _start_from(config: RunConfig, notes: list[str], world: World) -> Start:
     """The start of a new run: at what `resume_from` names, verified, or at nothing."""
     if config.resume_from is None:
         return Start(None, None, False, tuple(notes))
-    run = Path(config.resume_from)
+    name, differences = on_keepers(world, lambda: _source(config))[0]
+    path = Path(config.resume_from) / name
+    wanted = (EMA,) if config.weights_only_resume_from_ema else ()
+    if damage := why_unsound(path, world, *wanted):
+        raise ValueError(damage)
+    return Start(None, read_checkpoint(path), False, (*notes, *differences))
+
+
+def _source(config: RunConfig) -> tuple[str, list[str]]:
+    """The checkpoint that `resume_from` names, and how the settings of its run differ."""
+    run = Path(str(config.resume_from))
     stored = stored_config(run)
     if stored is None:
         raise FileNotFoundError(
@@ -229,15 +231,14 @@ def _start_from(config: RunConfig, notes: list[str]) -> Start:
             f"{checkpoint.path} holds no optimizer state: its weights were imported; add "
             "weights_only_resume_from_ema=true to begin with a fresh optimizer"
         )
-    checkpoint.verify(*((EMA,) if config.weights_only_resume_from_ema else ()))
     if not has_optimizer:  # nor does its configuration know how it was trained
-        return Start(None, checkpoint, False, tuple(notes))
+        return checkpoint.path.name, []
     before, now = (
         {key: value for key, value in comparable(settings).items() if key not in START_KEYS}
         for settings in (stored, config.model_dump())
     )
     differences = [f"than in {run}: {each}" for each in _differences(before, now)]
-    return Start(None, checkpoint, False, (*notes, *differences))
+    return checkpoint.path.name, differences
 
 
 def _require_same_epochs(stored: dict[str, Any], config: RunConfig, run: Path) -> None:

@@ -28,6 +28,7 @@ from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPla
 from torch.futures import Future
 
 from training.safe_metadata import DAMAGED, load_metadata
+from training.sent_pieces import StoredPiece, exchange
 
 METADATA_FILE = ".metadata"
 PIECE_BYTES = 1 << 22  # of a tensor are in memory at a time while it is read
@@ -62,7 +63,7 @@ def read_tensors_into(folder: Path, tensors: Mapping[str, Tensor]) -> None:
                 f"{folder}: {name} has shape {list(stored[name])}, the model wants "
                 f"{list(tensor.shape)}; the architecture or the vocabulary differs"
             )
-    reader = _SafeReader(folder)
+    reader = _SafeReader(folder, asks_others=not _is_alone())
     with _quiet(), _plain_errors(ValueError, f"{folder} cannot be read"):
         dcp.load(
             dict(tensors), storage_reader=reader, planner=_TensorPlanner(), no_dist=_is_alone()
@@ -106,7 +107,14 @@ def _require_bytes(folder: Path, entries: Mapping[str, tuple[torch.Size, torch.d
 
 
 class _SafeReader(dcp.FileSystemReader):
-    """A file reader whose metadata goes through the restricted unpickler."""
+    """A file reader whose metadata goes through the restricted unpickler.
+
+    `asks_others`: all ranks read, and what lies on another node's disk is sent by one that sees it.
+    """
+
+    def __init__(self, folder: Path, *, asks_others: bool = False) -> None:
+        super().__init__(folder)
+        self._asks_others = asks_others
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         path = Path(self.path) / METADATA_FILE
@@ -125,16 +133,32 @@ class _SafeReader(dcp.FileSystemReader):
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
         staging = torch.empty(PIECE_BYTES, dtype=torch.uint8)  # one for all: freed ones pile up
+        folder, elsewhere = Path(self.path), dict[StoredPiece, list[ReadItem]]()
+
+        def piece_of(item: ReadItem) -> StoredPiece:
+            where = self.storage_data[item.storage_index]
+            return StoredPiece(where.relative_path, where.offset, where.length)
+
+        def copy(item: ReadItem, part: _FilePart) -> None:
+            target = planner.resolve_tensor(item).detach()
+            _StoredTensor.find(part).copy_into(target, item.storage_offsets, staging)
+            planner.commit_tensor(item, target)
+
+        def copy_sent(piece: StoredPiece, content: bytes) -> None:
+            for item in elsewhere[piece]:
+                copy(item, _FilePart(io.BytesIO(content), 0, piece.length))
+
+        if self._asks_others:
+            for item in plan.items:
+                if not (folder / piece_of(item).file).exists():
+                    elsewhere.setdefault(piece_of(item), []).append(item)
+            exchange(folder, elsewhere, copy_sent)
         for item in plan.items:
             if item.type == LoadItemType.BYTE_IO:
                 planner.load_bytes(item, io.BytesIO())
-                continue
-            where = self.storage_data[item.storage_index]
-            target = planner.resolve_tensor(item).detach()
-            with (Path(self.path) / where.relative_path).open("rb") as file:
-                part = _FilePart(file, where.offset, where.length)
-                _StoredTensor.find(part).copy_into(target, item.storage_offsets, staging)
-            planner.commit_tensor(item, target)
+            elif (piece := piece_of(item)) not in elsewhere:
+                with (folder / piece.file).open("rb") as file:
+                    copy(item, _FilePart(file, piece.start, piece.length))
         done: Future[None] = Future()
         done.set_result(None)
         return done
@@ -152,7 +176,7 @@ def _require_files_beside(path: Path, metadata: Metadata) -> None:
 class _FilePart(io.RawIOBase):
     """`length` bytes of a file from `start` on, as a file."""
 
-    def __init__(self, file: BinaryIO, start: int, length: int) -> None:
+    def __init__(self, file: BinaryIO | io.BytesIO, start: int, length: int) -> None:
         self._file, self._start, self._length, self._at = file, start, length, 0
 
     def readable(self) -> bool:

@@ -1,7 +1,7 @@
 """Prompts as token ids, kept on disk: a tokenizer sees a task once.
 
-<folder>/<name>-<digest>.json     what the ids were made of: written last
 <folder>/<name>-<digest>.ids.npy, .ends.npy    int32 ids of all prompts; int64 ends of each
+<folder>/<name>-<digest>.json     what they were made of, and their SHA-256: written last
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ import numpy as np
 from data_io.parsing import parse_json
 from data_io.prompt_format import PromptFormat
 from evaluation.records import folder_name
+from training.digests import digest_of
 
-FORMAT = 1
+FORMAT = 2
 NAME_CHARACTERS = 60
 
 
@@ -64,25 +65,24 @@ class PromptCache:
         if not paths[-1].is_file():
             return None
         try:
-            ids, ends = (np.load(path, mmap_mode="r", allow_pickle=False) for path in paths[:2])
-            if parse_json(paths[-1].read_bytes()) == key and _fit(ids, ends):
+            if parse_json(paths[-1].read_bytes()) == _record(key, paths):
+                ids, ends = (np.load(path, mmap_mode="r", allow_pickle=False) for path in paths[:2])
                 return [
                     array("i", np.ascontiguousarray(ids[start:end]).tobytes())
                     for start, end in pairwise((0, *ends.tolist()))
                 ]
-        except (OSError, ValueError, EOFError):
-            pass  # cut off, or no array: told below
+        except (OSError, ValueError):
+            pass  # cut off: told below
         self.tell(f"{paths[-1]} is not whole; its prompts are made again")
         return None
 
 
-def _fit(ids: np.ndarray, ends: np.ndarray) -> bool:
-    is_flat = ids.ndim == ends.ndim == 1 and ids.dtype == np.int32 and ends.dtype == np.int64
-    return is_flat and len(ends) > 0 and bool((np.diff(ends) > 0).all()) and ends[-1] == len(ids)
-
-
 def _paths(stem: Path) -> list[Path]:
     return [stem.with_name(f"{stem.name}{end}") for end in (".ids.npy", ".ends.npy", ".json")]
+
+
+def _record(key: Mapping[str, Any], paths: Sequence[Path]) -> dict[str, Any]:
+    return {"made_of": dict(key), "ids": digest_of(paths[0]), "ends": digest_of(paths[1])}
 
 
 def _write(folder: Path, stem: str, key: Mapping[str, Any], made: Sequence[array[int]]) -> None:
@@ -90,14 +90,15 @@ def _write(folder: Path, stem: str, key: Mapping[str, Any], made: Sequence[array
     folder.mkdir(parents=True, exist_ok=True)
     ids = np.concatenate([np.frombuffer(each, np.int32) for each in made])
     ends = np.cumsum([len(each) for each in made], dtype=np.int64)
-    for path, content in zip(_paths(folder / stem), (ids, ends, key), strict=True):
-        aside = path.with_name(f".{path.name}.{os.getpid()}.writing")
-        try:
-            with aside.open("wb") as file:
-                if isinstance(content, np.ndarray):
-                    np.save(file, content, allow_pickle=False)
-                else:
-                    file.write(json.dumps(content, indent=2).encode())
-            aside.replace(path)
-        finally:
-            aside.unlink(missing_ok=True)
+    paths = _paths(folder / stem)
+    aside = [path.with_name(f".{path.name}.{os.getpid()}.writing") for path in paths]
+    try:
+        for path, content in zip(aside, (ids, ends), strict=False):
+            with path.open("wb") as file:
+                np.save(file, content, allow_pickle=False)
+        aside[-1].write_text(json.dumps(_record(key, aside), indent=2))
+        for path, target in zip(aside, paths, strict=True):
+            path.replace(target)
+    finally:
+        for path in aside:
+            path.unlink(missing_ok=True)

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 
 from data_io.prompt_format import PromptFormat
+from data_io.sampled_format import OF_ARRAYS
 from evaluation.core.cache import PromptCache
 from evaluation.core.prompts import EncodedRow, PrefixKind, cropped, encode_rows
 from evaluation.core.task import CoreTask, measured
@@ -52,7 +53,10 @@ class ScoringEngine(SimpleEngine):
         lengths = sorted(stored.data_folder.glob("epoch_*/inst_len.npy"))
         if not lengths:
             return "prompt", "its data is not here to tell; prefix=bos for a model of raw text"
-        longest = int(np.load(lengths[0], mmap_mode="r", allow_pickle=False).max(initial=1))
+        try:
+            longest = int(np.load(lengths[0], mmap_mode="r", allow_pickle=False).max(initial=1))
+        except (OSError, *OF_ARRAYS):
+            return "prompt", f"{lengths[0]} cannot be read; prefix=bos for a model of raw text"
         if longest == 1:
             return "bos", "it is trained on raw text"
         return "prompt", f"it is trained on prompts of up to {longest:,} tokens"
