@@ -102,6 +102,12 @@ class PackedBatch:
             layout=self.layout.map_vectors(function),
         )
 
+    def without_padding(self, multiple: int) -> PackedBatch:
+        """The same batch, its rows behind the last sequence cut off, up to a multiple."""
+        num_rows = max(1, -(-int(self.layout.num_tokens) // multiple)) * multiple
+        vectors = ("tokens", "labels", "positions")
+        return replace(self, **{name: getattr(self, name)[:num_rows] for name in vectors})
+
     def to(self, device: torch.device, non_blocking: bool = False) -> PackedBatch:
         """The same batch on `device`; what only the host needs stays there."""
         return self.map_vectors(lambda vector: vector.to(device, non_blocking=non_blocking))

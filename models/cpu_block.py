@@ -1,9 +1,9 @@
 """A pre-norm block on a CPU in fp32, forward and backward pass written out.
 
-The same numbers as `models.layers` gives, up to rounding, in fewer passes over memory: query and
-key are rotated in place, as complex numbers; the gradient of a projection is written where it
-belongs, not joined from parts; attention reads the projection itself; residuals are added within
-the products. What is cheap is computed again and not kept.
+The same numbers as `models.layers` gives, up to rounding, in fewer passes over memory: what lies
+between two products is one compiled kernel (`models.cpu_kernels`); the gradient of a projection is
+written where it belongs, not joined from parts; attention reads the projection itself; residuals
+are added within the products. What is cheap is computed again and not kept.
 Shapes: I inner width of the MLP; the rest as in `models.layers`.
 """
 
@@ -15,7 +15,6 @@ from typing import TypeGuard
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from models.attention.interface import AttentionPlan
 from models.attention.sdpa import BucketPlan
@@ -27,7 +26,7 @@ class Mixing:
     """What attention needs beside weights."""
 
     plan: BucketPlan
-    turns: Tensor | None  # [T, 1, K / 2] complex: rotation of each row (`Rope.turns`)
+    turns: tuple[Tensor, Tensor] | None  # `Rope.turns`
     num_heads: int
     eps: float  # of the norm before it
 
@@ -39,7 +38,18 @@ def is_possible(plan: AttentionPlan, x: Tensor) -> TypeGuard[BucketPlan]:
         and isinstance(plan, BucketPlan)
         and x.device.type == "cpu"
         and x.dtype == torch.float32
+        and why_no_kernels() is None
     )
+
+
+@lru_cache(1)
+def why_no_kernels() -> str | None:
+    """Why `models.cpu_kernels` cannot be used here, or None; the first call compiles them."""
+    try:
+        import models.cpu_attention  # noqa: F401
+    except ImportError as error:
+        return str(error)
+    return None
 
 
 def attention_half(x: Tensor, in_weight: Tensor, out_weight: Tensor, mixing: Mixing) -> Tensor:
@@ -53,23 +63,22 @@ def mlp_half(x: Tensor, in_weight: Tensor, out_weight: Tensor, eps: float) -> Te
     """`x + down(silu(gate) * up)` of norm(x), x [T, D]; weights of gate_up_proj, down_proj."""
     if torch.is_grad_enabled():
         return _MLP.apply(x, in_weight, out_weight, eps)
-    gate, up = product(x * _inverse_rms(x, eps), in_weight).chunk(2, dim=-1)  # [T, I]
-    return product_plus(x, F.silu(gate).mul_(up), out_weight)
+    return _mlp(x, in_weight, out_weight, eps)[0]
 
 
 def _attention(
     x: Tensor, in_weight: Tensor, out_weight: Tensor, mixing: Mixing
 ) -> tuple[Tensor, ...]:
-    """The result, and what the backward pass reads: 1 / rms, the projection, and of attention."""
-    scale = _inverse_rms(x, mixing.eps)  # [T, 1]
+    """The result, and what the backward pass reads: the norm, the projection, and of attention."""
+    from models import cpu_kernels
+
+    normed, scale = cpu_kernels.norm(x.contiguous(), mixing.eps)  # [T, D], [T]
+    gqkv = product(normed, in_weight)  # [T, 4 D]
     if mixing.turns is not None:
-        in_weight = in_weight.index_select(0, _paired_rows(x.shape[1], mixing.num_heads)[0])
-    gqkv = product(x * scale, in_weight)  # [T, 4 D]
-    if mixing.turns is not None:
-        _query_key(gqkv, mixing).mul_(mixing.turns)
-    mixed, sums = mixing.plan.mix(_by_head(gqkv, mixing))
-    gated = gqkv[:, : x.shape[1]].sigmoid().mul_(mixed.flatten(1))  # [T, D]
-    return product_plus(x, gated, out_weight), scale, gqkv, mixed, *sums
+        cpu_kernels.rotate(gqkv, mixing.turns)
+    mixed, kept = mixing.plan.mix(_by_head(gqkv, mixing))
+    result = product_plus(x, cpu_kernels.gated(gqkv, mixed.flatten(1)), out_weight)
+    return result, normed, scale, gqkv, mixed, *kept
 
 
 class _Attention(torch.autograd.Function):
@@ -79,37 +88,41 @@ class _Attention(torch.autograd.Function):
     ) -> Tensor:
         result, *kept = _attention(x, in_weight, out_weight, mixing)
         ctx.mixing = mixing
-        ctx.save_for_backward(x, in_weight, out_weight, *kept)
+        ctx.save_for_backward(in_weight, out_weight, *kept)
         return result
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, in_weight, out_weight, scale, gqkv, mixed, *sums = ctx.saved_tensors
-        mixing, width = ctx.mixing, x.shape[1]
+        from models import cpu_kernels
+
+        in_weight, out_weight, normed, scale, gqkv, mixed, *kept = ctx.saved_tensors
+        mixing, grad = ctx.mixing, grad.contiguous()
         needs_x, needs_in, needs_out, _ = ctx.needs_input_grad
-        gate, was_mixed = gqkv[:, :width].sigmoid(), mixed.flatten(1)  # [T, D]
-        grad_out = weight_gradient(grad, gate * was_mixed) if needs_out else None
-        if not (needs_x or needs_in):
-            return None, None, grad_out, None
-        grad_gated = product(grad, out_weight.T)  # [T, D]
-        grad_mixed = (grad_gated * gate).view_as(mixed)
-        by_head = _by_head(gqkv, mixing)
-        grad_gqkv = mixing.plan.mix_backward(grad_mixed, by_head, mixed, sums).flatten(1)  # [T, 4D]
-        torch.ops.aten.sigmoid_backward.grad_input(
-            grad_gated.mul_(was_mixed), gate, grad_input=grad_gqkv[:, :width]
-        )
-        paired = unpaired = None
-        if mixing.turns is not None:
-            _query_key(grad_gqkv, mixing).mul_(mixing.turns.conj())
-            paired, unpaired = _paired_rows(width, mixing.num_heads)
+        grad_gqkv = torch.empty_like(gqkv)
+        grad_mixed = product(grad, out_weight.T)  # [T, D]; as yet of what is gated
+        was_gated = cpu_kernels.gated_backward(gqkv, mixed.flatten(1), grad_mixed, grad_gqkv)
+        grad_out = weight_gradient(grad, was_gated) if needs_out else None
         grad_in = grad_x = None
+        if needs_x or needs_in:
+            given, into = _by_head(gqkv, mixing), _by_head(grad_gqkv, mixing)
+            mixing.plan.mix_backward(grad_mixed.view_as(mixed), given, mixed, kept, into)
+            if mixing.turns is not None:
+                cpu_kernels.rotate(grad_gqkv, mixing.turns, back=True)
         if needs_in:
-            grad_in = weight_gradient(grad_gqkv, x * scale)
-            grad_in = grad_in if unpaired is None else grad_in.index_select(0, unpaired)
+            grad_in = weight_gradient(grad_gqkv, normed)
         if needs_x:
-            rows = in_weight if paired is None else in_weight.index_select(0, paired)
-            grad_x = _norm_backward(grad, product(grad_gqkv, rows.T), x, scale)
+            grad_normed = product(grad_gqkv, in_weight.T)
+            grad_x = cpu_kernels.norm_backward(grad, grad_normed, normed, scale)
         return grad_x, grad_in, grad_out, None
+
+
+def _mlp(x: Tensor, in_weight: Tensor, out_weight: Tensor, eps: float) -> tuple[Tensor, ...]:
+    """The result, and what the backward pass reads: the norm, and gate and up."""
+    from models import cpu_kernels
+
+    normed, scale = cpu_kernels.norm(x.contiguous(), eps)  # [T, D], [T]
+    gate_up = product(normed, in_weight)  # [T, 2 I]
+    return product_plus(x, cpu_kernels.swiglu(gate_up), out_weight), normed, scale, gate_up
 
 
 class _MLP(torch.autograd.Function):
@@ -117,65 +130,27 @@ class _MLP(torch.autograd.Function):
     def forward(  # type: ignore[override]
         ctx, x: Tensor, in_weight: Tensor, out_weight: Tensor, eps: float
     ) -> Tensor:
-        scale = _inverse_rms(x, eps)  # [T, 1]
-        gate_up = product(x * scale, in_weight)  # [T, 2 I]
-        gate, up = gate_up.chunk(2, dim=-1)
-        activated = F.silu(gate)  # [T, I]
-        ctx.save_for_backward(x, in_weight, out_weight, scale, gate_up, activated)
-        return product_plus(x, activated * up, out_weight)
+        result, *kept = _mlp(x, in_weight, out_weight, eps)
+        ctx.save_for_backward(in_weight, out_weight, *kept)
+        return result
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, in_weight, out_weight, scale, gate_up, activated = ctx.saved_tensors
+        from models import cpu_kernels
+
+        in_weight, out_weight, normed, scale, gate_up = ctx.saved_tensors
         needs_x, needs_in, needs_out, _ = ctx.needs_input_grad
-        gate, up = gate_up.chunk(2, dim=-1)
-        grad_out = weight_gradient(grad, activated * up) if needs_out else None
-        if not (needs_x or needs_in):
-            return None, None, grad_out, None
-        grad_inner = product(grad, out_weight.T)  # [T, I]
-        grad_gate_up = torch.empty_like(gate_up)
-        grad_gate, grad_up = grad_gate_up.chunk(2, dim=-1)
-        torch.mul(grad_inner, activated, out=grad_up)
-        torch.ops.aten.silu_backward.grad_input(grad_inner.mul_(up), gate, grad_input=grad_gate)
-        grad_in = weight_gradient(grad_gate_up, x * scale) if needs_in else None
+        grad = grad.contiguous()
+        grad_gate_up, inner = cpu_kernels.swiglu_backward(gate_up, product(grad, out_weight.T))
+        grad_out = weight_gradient(grad, inner) if needs_out else None
+        grad_in = weight_gradient(grad_gate_up, normed) if needs_in else None
         grad_x = None
         if needs_x:
-            grad_x = _norm_backward(grad, product(grad_gate_up, in_weight.T), x, scale)
+            grad_normed = product(grad_gate_up, in_weight.T)
+            grad_x = cpu_kernels.norm_backward(grad, grad_normed, normed, scale)
         return grad_x, grad_in, grad_out, None
-
-
-def _inverse_rms(x: Tensor, eps: float) -> Tensor:
-    """[T, D] -> [T, 1]."""
-    square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_()
-    return square.div_(x.shape[1]).add_(eps).rsqrt_()
-
-
-def _norm_backward(grad: Tensor, grad_normed: Tensor, x: Tensor, scale: Tensor) -> Tensor:
-    """The gradient to x of `x + f(x * scale)`: `grad` through the first, and through the norm."""
-    towards_x = torch.linalg.vecdot(grad_normed, x)[:, None]  # [T, 1]
-    grad_x = torch.addcmul(grad, grad_normed, scale)
-    return grad_x.addcmul_(x, towards_x.mul_(scale.pow(3)), value=-1 / x.shape[1])
 
 
 def _by_head(gqkv: Tensor, mixing: Mixing) -> Tensor:
     """[T, 4 D] -> [T, 4, H, K]."""
     return gqkv.unflatten(1, (4, mixing.num_heads, -1))
-
-
-def _query_key(gqkv: Tensor, mixing: Mixing) -> Tensor:
-    """Query and key of [T, 4 D] as complex numbers, a view [T, 2 H, K / 2]."""
-    width = gqkv.shape[1] // 4
-    pairs = gqkv[:, width : 3 * width].unflatten(1, (2 * mixing.num_heads, -1, 2))
-    return torch.view_as_complex(pairs)
-
-
-@lru_cache(8)
-def _paired_rows(width: int, num_heads: int) -> tuple[Tensor, Tensor]:
-    """The order of gqkv_proj's rows [4 D] that puts the two numbers which a rotation mixes, K / 2
-    apart, side by side in query and key (products of the two stay as they are); and the way back.
-    """
-    rows = torch.arange(4 * width).view(4, num_heads, 2, -1)  # [4, H, 2, K / 2]
-    gate, query, key, value = rows.unbind()
-    paired = (each.transpose(1, 2).reshape(-1) for each in (query, key))
-    order = torch.cat((gate.reshape(-1), *paired, value.reshape(-1)))
-    return order, order.argsort()

@@ -78,10 +78,9 @@ class Rope:
         halves_swapped = x.roll(x.shape[-1] // 2, -1)
         return (x * self.cos + halves_swapped * self.sin).to(x.dtype)
 
-    def turns(self) -> Tensor:
-        """The same rotations of pairs of numbers, as complex ones: [T, 1, K / 2]."""
-        half = self.cos.shape[-1] // 2
-        return torch.complex(self.cos[:, 0, :, :half], self.sin[:, 0, :, half:])
+    def turns(self) -> tuple[Tensor, Tensor]:
+        """`cos` and `sin`."""
+        return self.cos, self.sin
 
 
 class AttentionContext(Protocol):

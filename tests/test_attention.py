@@ -61,7 +61,9 @@ def sdpa_plan(layout: PackedLayout, num_rows: int) -> AttentionPlan:
 
 def sdpa_plan_with_long_sequences(layout: PackedLayout, num_rows: int) -> AttentionPlan:
     with patch.multiple(sdpa, ALONE_FROM=24, COARSE_FROM=9, COARSE_WIDTH=8, FINE_WIDTH=4):
-        return sdpa.SdpaAttention().prepare(layout, num_rows)
+        plan = sdpa.SdpaAttention().prepare(layout, num_rows)
+        assert plan.buckets is not None  # they are made when first asked for
+        return plan
 
 
 def two_passes(layout: PackedLayout, num_rows: int) -> AttentionPlan:

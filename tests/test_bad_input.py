@@ -12,7 +12,6 @@ import torch
 from commands import (
     PRETRAIN,
     TINY,
-    VOCAB_SIZE,
     assert_refused,
     cut,
     resolved,
@@ -21,6 +20,7 @@ from commands import (
 )
 
 from pretrain import prepare
+from torture.tiny_runs import VOCAB_SIZE
 from training.distributed import World
 
 Breaking = Callable[[Path], object]

@@ -6,9 +6,6 @@ One run of tests/tworank_worker.py under torchrun computes everything; the tests
 from __future__ import annotations
 
 import ast
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,11 +15,11 @@ import numpy as np
 import pytest
 import torch
 import tworank_worker
+from commands import run_ranks
 from golden_cases import golden_dirs
 from net_cases import NETS, read_case
 from run_cases import ALONE, by_our_names
 from safetensors.torch import load_file
-from source_tree import ROOT
 from torch import Tensor
 from training_cases import BACKPROP_STEPS, train_rows
 from tworank_worker import MICRO_NETS, OPTIONS, Options, rows_of, seeded_net, state_tensors
@@ -77,17 +74,8 @@ def compiled_ranks(two_ranks: TwoRanks, tmp_path_factory: pytest.TempPathFactory
 
 
 def run_worker(part: str, inbox: Path, outbox: Path, *golden: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    finished = subprocess.run(
-        [*command, tworank_worker.__file__, part, *map(str, (inbox, outbox, *golden))],
-        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stdout[-6000:]
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+    run_ranks(*launch, tworank_worker.__file__, part, *map(str, (inbox, outbox, *golden)))
 
 
 def write_data(folder: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from models.attention import AttentionBackend, select_attention
+from models.cpu_block import why_no_kernels
 from models.language_model import LanguageModel
 from models.linear import pick_linear_kernel, set_linear_kernel
 from models.transformer import Block
@@ -66,6 +67,7 @@ def build_model(
             f"{_other_world(world, recorded)}",
             "attention": f"{attention.name} ({attention_reason})",
             **({"linear": f"{linear} ({linear_reason})"} if world.device.type == "cpu" else {}),
+            **_blocks_line(config, model, dtype),
             **trained_lines,
             **_memory_lines(config, world.device),
             **_compile_line(config, recorded.get("compile", config.compile)),
@@ -105,6 +107,17 @@ def _memory_lines(config: RunConfig, device: torch.device) -> dict[str, str]:
             else f"state is not offloaded: {device.type} has no memory apart from the host's"
         )
     return lines
+
+
+def _blocks_line(config: RunConfig, model: LanguageModel, dtype: torch.dtype) -> dict[str, str]:
+    """Whether compiled kernels compute blocks; if so, they are compiled now, not in a step."""
+    parameter = next(model.parameters())
+    is_meant = parameter.device.type == "cpu" and dtype == torch.float32
+    is_meant &= config.compile == "none" and model.attention.name == "sdpa"
+    if not is_meant or not any(each.is_pre_norm for each in model.modules() if type(each) is Block):
+        return {}
+    missing = why_no_kernels()
+    return {"blocks": f"layer by layer ({missing})" if missing else "kernels compiled by numba"}
 
 
 def _compile_line(config: RunConfig, before: str) -> dict[str, str]:

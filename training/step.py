@@ -16,6 +16,8 @@ from training.compiling import compile_error, compile_failures
 from training.distributed import reshard, set_gradient_sync
 from training.step_check import StepCheck
 
+ROW_MULTIPLE = 16  # of the rows that are computed on a CPU; kernels like whole vectors
+
 
 def train_step(
     model: LanguageModel,
@@ -52,8 +54,9 @@ def accumulate_gradients(
 ) -> StepSums:
     """Adds up sums and gradients; these travel between ranks with the last micro-batch only."""
     total: StepSums | None = None
-    for batch in micro_batches:
-        set_gradient_sync(model, batch is micro_batches[-1])
+    for number, given in enumerate(micro_batches, start=1):
+        set_gradient_sync(model, number == len(micro_batches))
+        batch = given if _needs_one_shape(model, given) else given.without_padding(ROW_MULTIPLE)
         hidden = model(batch.tokens, batch.positions, batch.layout, backprop_steps)
         sums = next_token_sums(
             hidden, model.lm_head.weight, batch.labels, batch.layout, num_scored=batch.num_scored
@@ -62,3 +65,9 @@ def accumulate_gradients(
         total = sums.detach() if total is None else total + sums.detach()
     assert total is not None, "a global batch has at least one micro-batch"
     return total
+
+
+def _needs_one_shape(model: LanguageModel, batch: PackedBatch) -> bool:
+    """Compiled code is made for rows of one length; on an accelerator padding costs little."""
+    is_compiled = any(module._compiled_call_impl is not None for module in model.modules())
+    return is_compiled or batch.tokens.device.type != "cpu"

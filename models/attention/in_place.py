@@ -1,28 +1,26 @@
 """PrefixLM attention on a CPU that reads query, key and value where the projection left them.
 
-Owns both passes over one packed row, without autograd: what `models.cpu_block` calls. A sequence by
-itself is not copied, and its prefix never looks at its response; the short ones of a bucket (see
-`models.attention.sdpa`) are copied together, and masked.
+Owns both passes over one packed row, without autograd: what `models.cpu_block` calls. Nothing is
+copied or padded. Short sequences go through `models.cpu_attention` all at once; a long one through
+torch's kernel by itself, its prefix, which never looks at its response, first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from models.attention.sdpa import Bucket
-
 Kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 BackwardKernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+LONG_FROM = 256  # tokens; measured at K 64: torch's kernel is as fast there, and faster at 384
 
 
 @dataclass(frozen=True, slots=True)
-class Alone:
+class Long:
     """One sequence: rows of the packed row."""
 
     start: int
@@ -31,7 +29,7 @@ class Alone:
     mask: Tensor | None  # [1, 1, R, length]: what its R rows after the prefix see, to be added
 
     def mix(self, gqkv: Tensor, mixed: Tensor) -> Iterator[Tensor]:
-        """Fills its rows of `mixed` [T, H, K] from `gqkv` [T, 4, H, K]; yields log-sum-exps."""
+        """Fills its rows of `mixed` [T, H, K] from `gqkv` [T, 4, H, K]; yields what to keep."""
         for rows, keys, mask in self._calls():
             query, key, value = _heads_first(gqkv, rows, keys)
             part, sums = Kernel(query, key, value, attn_mask=mask)
@@ -39,10 +37,10 @@ class Alone:
             yield sums
 
     def add_gradients(
-        self, grads: Tensor, gqkv: Tensor, mixed: Tensor, sums: Iterator[Tensor], into: Tensor
+        self, grads: Tensor, gqkv: Tensor, mixed: Tensor, kept: Iterator[Tensor], into: Tensor
     ) -> None:
         """The same backwards: `grads` of `mixed`; `into` [T, 4, H, K] gets those of `gqkv`."""
-        calls = [(*call, next(sums)) for call in self._calls()]
+        calls = [(*call, next(kept)) for call in self._calls()]
         for number, (rows, keys, mask, sum_of_rows) in enumerate(reversed(calls)):
             query, key, value = _heads_first(gqkv, rows, keys)
             of_mixed, was_mixed = (each[rows].transpose(0, 1)[None] for each in (grads, mixed))
@@ -67,49 +65,43 @@ class Alone:
 
 
 @dataclass(frozen=True, slots=True)
-class Gathered:
-    """Several sequences of about one length, padded to it."""
+class Together:
+    """Several short sequences."""
 
-    bucket: Bucket
-    mask: Tensor | None  # [num_seqs, 1, width, width], to be added
+    sequences: Tensor  # [n, 3] int64: first row, length of the prefix, of all
 
     def mix(self, gqkv: Tensor, mixed: Tensor) -> Iterator[Tensor]:
-        """As `Alone.mix`; `mixed` has one row more, which padding slots write."""
-        part, sums = Kernel(*self._gather(gqkv), attn_mask=self.mask)
-        slots = part.transpose(1, 2).reshape(-1, mixed.shape[1] * mixed.shape[2])
-        mixed.flatten(1).index_copy_(0, self.bucket.target_rows, slots)
-        yield sums
+        """As `Long.mix`."""
+        from models import cpu_attention  # compiled when first imported
+
+        yield cpu_attention.mix(gqkv, self.sequences, mixed)
 
     def add_gradients(
-        self, grads: Tensor, gqkv: Tensor, mixed: Tensor, sums: Iterator[Tensor], into: Tensor
+        self, grads: Tensor, gqkv: Tensor, mixed: Tensor, kept: Iterator[Tensor], into: Tensor
     ) -> None:
-        """As `Alone.add_gradients`; `into` has one row more, which padding slots write."""
-        of_mixed, was_mixed = self.bucket.gather(grads), self.bucket.gather(mixed)
-        found = BackwardKernel(
-            *(of_mixed, *self._gather(gqkv), was_mixed, next(sums), 0.0, False), attn_mask=self.mask
-        )
-        for number, part in enumerate(found, start=1):
-            slots = part.transpose(1, 2).flatten(2).flatten(0, 1)  # [num_seqs * width, D]
-            into[:, number].flatten(1).index_copy_(0, self.bucket.target_rows, slots)
+        """As `Long.add_gradients`."""
+        from models import cpu_attention
 
-    def _gather(self, gqkv: Tensor) -> Iterator[Tensor]:
-        """Query, key and value, [num_seqs, H, width, K] each."""
-        bucket = self.bucket
-        slots = gqkv.flatten(1)[:, gqkv.stride(1) :].index_select(0, bucket.source_rows)
-        shape = (bucket.num_seqs, bucket.width, 3, *gqkv.shape[2:])
-        return (part.transpose(1, 2) for part in slots.view(shape).unbind(2))
+        cpu_attention.mix_backward(grads, gqkv, self.sequences, next(kept), into)
 
 
-def piece_of(bucket: Bucket) -> Alone | Gathered:
-    """How the sequences of a bucket are computed."""
-    prefix_len, length = bucket.prefix_len, bucket.length
-    if bucket.num_seqs > 1 or bucket.width > length:
-        visible = bucket.visible
-        return Gathered(bucket, None if visible is None else additive(visible, torch.float32))
+def pieces_of(prefix_lens: Sequence[int], edges: Sequence[int]) -> tuple[Together | Long, ...]:
+    """How the sequences of a packed row are computed; `edges` as `PackedLayout.cu_seqlens`."""
+    short, pieces = [], []
+    for (start, end), prefix_len in zip(pairwise(edges), prefix_lens, strict=True):
+        if end - start >= LONG_FROM:
+            pieces.append(Long(start, prefix_len, end - start, _mask(prefix_len, end - start)))
+        elif end > start:
+            short.append((start, prefix_len, end - start))
+    return (Together(torch.tensor(short)), *pieces) if short else tuple(pieces)
+
+
+def _mask(prefix_len: int, length: int) -> Tensor | None:
+    if prefix_len == length:
+        return None
     asks = torch.arange(prefix_len, length)[:, None]
     visible = torch.arange(length) <= asks  # [R, length]
-    mask = additive(visible[None, None], torch.float32) if prefix_len < length else None
-    return Alone(bucket.start, prefix_len, length, mask)
+    return additive(visible[None, None], torch.float32)
 
 
 def additive(visible: Tensor, dtype: torch.dtype) -> Tensor:

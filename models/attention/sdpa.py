@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.attention.in_place import Alone, Gathered, additive, piece_of
+from models.attention.in_place import Long, Together, additive, pieces_of
 from models.batch import PackedLayout
 
 FINE_WIDTH, COARSE_WIDTH = 16, 32  # bucket widths are multiples of these ...
@@ -40,9 +40,6 @@ class Bucket:
     source_rows: Tensor  # [num_seqs * width] int64; padding slots repeat their sequence's last row
     target_rows: Tensor  # the same, but padding slots go to row T, which is dropped
     visible: Tensor | None  # [num_seqs, 1, width, width] bool; None: everything sees everything
-    start: int  # of its first sequence: row, length of the prefix, and of all
-    prefix_len: int
-    length: int
 
     def gather(self, rows: Tensor) -> Tensor:
         """[T, H, K] -> [num_seqs, H, width, K]."""
@@ -52,13 +49,18 @@ class Bucket:
 
 @dataclass(frozen=True, eq=False)  # without slots: it keeps what it makes once
 class BucketPlan:
-    """The buckets of a packed row of `num_rows` = T tokens, `num_tokens` without padding."""
+    """The sequences of a packed row of `num_rows` = T tokens; buckets are made when first used."""
 
-    buckets: tuple[Bucket, ...]
-    num_tokens: int
+    prefixes: tuple[int, ...]  # lengths, one for each of S slots
+    edges: tuple[int, ...]  # as `PackedLayout.cu_seqlens`
     num_rows: int
-    prefix_lens: Tensor  # [S]; with the next all that it was made from
+    prefix_lens: Tensor  # [S]; the first two as tensors, for compiled code
     cu_seqlens: Tensor  # [S + 1]
+
+    @property
+    def num_tokens(self) -> int:
+        """Without padding."""
+        return self.edges[-1]
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         if torch.compiler.is_compiling():
@@ -73,28 +75,31 @@ class BucketPlan:
         return _FromBuckets.apply(self, *mixed)
 
     @cached_property
-    def pieces(self) -> tuple[Alone | Gathered, ...]:
+    def buckets(self) -> tuple[Bucket, ...]:
+        return _buckets(self)
+
+    @cached_property
+    def pieces(self) -> tuple[Together | Long, ...]:
         """The same sequences as `mix` takes them."""
-        return tuple(piece_of(bucket) for bucket in self.buckets)
+        return pieces_of(self.prefixes, self.edges)
 
     def mix(self, gqkv: Tensor) -> tuple[Tensor, list[Tensor]]:
         """`attend` without autograd on `gqkv` [T, 4, H, K], gate, query, key, value of each row:
         what is mixed [T, H, K], and what `mix_backward` asks for beside."""
-        mixed = gqkv.new_empty(self.num_rows + 1, *gqkv.shape[2:])
+        mixed = gqkv.new_empty(self.num_rows, *gqkv.shape[2:])
         mixed[self.num_tokens :] = 0.0
-        sums = [each for piece in self.pieces for each in piece.mix(gqkv, mixed)]
-        return mixed[: self.num_rows], sums
+        kept = [each for piece in self.pieces for each in piece.mix(gqkv, mixed)]
+        return mixed, kept
 
     def mix_backward(
-        self, grads: Tensor, gqkv: Tensor, mixed: Tensor, sums: Sequence[Tensor]
-    ) -> Tensor:
-        """Gradients of `gqkv` [T, 4, H, K] from those of `mixed`; those of the gate are not set."""
-        into = gqkv.new_empty(self.num_rows + 1, *gqkv.shape[1:])
+        self, grads: Tensor, gqkv: Tensor, mixed: Tensor, kept: Sequence[Tensor], into: Tensor
+    ) -> None:
+        """From the gradients of `mixed` to those of query, key and value, in `into` [T, 4, H, K];
+        `kept` is what `mix` returned."""
         into[self.num_tokens :, 1:] = 0.0
-        given = iter(sums)
+        given = iter(kept)
         for piece in self.pieces:
             piece.add_gradients(grads, gqkv, mixed, given, into)
-        return into[: self.num_rows]
 
     def scatter(self, parts: Sequence[Tensor]) -> Tensor:
         """What each bucket holds, [num_seqs, H, width, K], to [T, H, K]; zero in padding rows."""
@@ -129,7 +134,13 @@ def _plan(prefix_lens: Tensor, cu_seqlens: Tensor, num_rows: int) -> BucketPlan:
 def _plan_of_lengths(
     prefixes: tuple[int, ...], edges: tuple[int, ...], num_rows: int, device: torch.device
 ) -> BucketPlan:
-    prefix_lens, starts = torch.tensor(prefixes), torch.tensor(edges)
+    tensors = (torch.tensor(each, dtype=torch.int32, device=device) for each in (prefixes, edges))
+    return BucketPlan(prefixes, edges, num_rows, *tensors)
+
+
+def _buckets(plan: BucketPlan) -> tuple[Bucket, ...]:
+    prefix_lens, starts = torch.tensor(plan.prefixes), torch.tensor(plan.edges)
+    device = plan.cu_seqlens.device
     seq_lens = starts.diff()
     buckets = []
     for width, members in _sequences_by_width(seq_lens.tolist()).items():
@@ -141,20 +152,11 @@ def _plan_of_lengths(
             num_seqs=len(members),
             width=width,
             source_rows=rows.flatten().to(device),
-            target_rows=rows.masked_fill(slot >= lens, num_rows).flatten().to(device),
+            target_rows=rows.masked_fill(slot >= lens, plan.num_rows).flatten().to(device),
             visible=None if visible is None else visible.to(device),
-            start=edges[members[0]],
-            prefix_len=prefixes[members[0]],
-            length=edges[members[0] + 1] - edges[members[0]],
         )
         buckets.append(bucket)
-    return BucketPlan(
-        tuple(buckets),
-        num_tokens=edges[-1],
-        num_rows=num_rows,
-        prefix_lens=prefix_lens.int().to(device),
-        cu_seqlens=starts.int().to(device),
-    )
+    return tuple(buckets)
 
 
 def _sequences_by_width(seq_lens: list[int]) -> dict[int, list[int]]:
