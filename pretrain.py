@@ -35,7 +35,7 @@ from evaluation.watching import Watch, WatchPlan
 from models.batch import PackedBatch
 from models.language_model import LanguageModel
 from training.adam_atan2 import AdamATan2
-from training.agreement import on_main
+from training.agreement import on_keepers, on_main
 from training.building import build_model, build_optimizer
 from training.checkpoint import Progress, RunDirectory, training_state
 from training.command_line import checked_overrides, parse_config
@@ -169,7 +169,7 @@ def rehearse(run: Run, start: Progress) -> list[str]:
     with rehearsal.timed("saving"):
         save(run, f"fsdp2_step_{progress.step}", progress)
     with rehearsal.timed("loading"):
-        checkpoint, damage = first_sound(run.directory, published(run.directory)[0])
+        checkpoint, damage = first_sound(run.directory, reversed(published(run.directory)[0]))
         if checkpoint is None:
             raise OSError(f"what was saved is not sound: {damage}")
         checkpoint.restore(run.model, run.optimizer, is_verified=True)
@@ -254,8 +254,7 @@ def build(prepared: Prepared) -> Run:
     lines |= {"disks": told_disks(world.disks)} if world.disks else {}
     lines |= prepared.watched.lines
     say(world, *summary_lines(config, facts, {**lines, "tracker": tracker_note}))
-    if world.is_keeper:
-        keep_tokenizer(directory.path, data)
+    on_keepers(world, lambda: keep_tokenizer(directory.path, data))
     if world.is_main:
         found = {**data_record(data, config.epochs), "processes": world.size}
         directory.data = found["data"]

@@ -30,6 +30,7 @@ from training.schema import RunConfig
 ROOT = Path(__file__).resolve().parents[1]
 PRETRAIN, CONFIG = ROOT / "pretrain.py", ROOT / "config"
 TIMEOUT_S, RANKS_TIMEOUT_S = 120, 300
+PRELOADED = ["commands", "pretrain", "torch._dynamo", "models.cpu_attention"]
 TEST_PATH = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
 # A net that trains a hundred steps a second. The kernel is fixed: else a probe picks it, by speed;
 # and the device, since results are the same bit for bit on a CPU alone.
@@ -115,7 +116,7 @@ def start_command(
 ) -> Started:
     """`python command...` (a file or, after -m, a module) in a process forked from the server."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["commands", "pretrain", "torch._dynamo"])
+    context.set_forkserver_preload(PRELOADED)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", TEST_PATH)
         forkserver.ensure_running()

@@ -261,6 +261,20 @@ def test_a_replaced_checkpoint_comes_back_unless_all_had_published(
     assert steps == ([7, 7] if published_by_all else [6, 6])
 
 
+@pytest.mark.parametrize("replaces", [False, True])
+def test_what_one_disk_has_published_the_other_publishes(nodes: list[Path], replaces: bool) -> None:
+    run = nodes[1] / RUN  # killed before it renamed what it had written
+    lists = [node / RUN / "fsdp2_step_7/digests.json" for node in nodes]
+    (run / "fsdp2_step_7").rename(run / ".fsdp2_step_7")
+    if replaces:
+        shutil.copytree(run / "fsdp2_step_6", run / "fsdp2_step_7")
+        (nodes[0] / RUN / "fsdp2_step_6").rename(nodes[0] / RUN / ".fsdp2_step_7.replaced")
+    on_disks(nodes, recover)
+    assert lists[0].read_bytes() == lists[1].read_bytes()
+    assert not (run / ".fsdp2_step_7").exists()
+    assert json.loads((run / "fsdp2_step_7/progress.json").read_text())["step"] == 7
+
+
 def test_the_records_of_a_run_follow_rank_0(nodes: list[Path]) -> None:
     before = (nodes[0] / RUN / "metrics.jsonl").read_bytes()
     (note,) = on_disks(nodes[::-1], bring_records)[0]

@@ -51,6 +51,6 @@ def gathered(world: World, text: str) -> list[str]:
 
 def _found(act: Callable[[], object]) -> str:
     try:
-        return json.dumps({"value": act()})
+        return json.dumps({"value": act()}, default=str)  # YAML knows dates
     except (ValueError, OSError) as error:
         return json.dumps({"error": str(error), "is_of_system": isinstance(error, OSError)})

@@ -34,7 +34,7 @@ from training.digests import (
     write_own_digests,
 )
 from training.distributed import Disk, World
-from training.publishing import empty_folder, publish, replaced, write_atomically
+from training.publishing import drop_replaced, empty_folder, publish, write_atomically
 from training.run_lock import RunLock
 from training.tensor_store import METADATA_FILE as INDEX_FILE
 from training.tensor_store import read_tensors, read_tensors_into, write_tensors
@@ -252,22 +252,24 @@ class RunDirectory:
             on_main(world, lambda f=file: f.read_bytes().decode("latin-1")) for file in files
         ]
 
-        def list_own() -> dict[str, str]:
+        def list_own() -> tuple[str, list[dict[str, str]]]:
             write_atomically(staging / PROGRESS_FILE, text)
             for file, index in zip(files, indices, strict=True):
                 write_atomically(file, index.encode("latin-1"))
-            return {PROGRESS_FILE: digest_of(staging / PROGRESS_FILE)} | take_digests(staging)
+            return digest_of(staging / PROGRESS_FILE), take_digests(staging)
 
         listed = on_keepers(world, list_own)
-        digests = {name: digest for own in listed for name, digest in own.items()}
-
-        def appear() -> None:
-            write_atomically(staging / DIGESTS_FILE, json.dumps(digests, indent=2))
-            publish(staging, self.path / name)
-
-        on_keepers(world, appear)
+        lists = [each for _, own in listed for each in own]
+        if len(lists) != world.size:
+            raise OSError(f"{staging}: {len(lists)} of {world.size} ranks say what they wrote")
+        digests = {PROGRESS_FILE: listed[0][0]}
+        for each in lists:
+            digests |= each
+        text = json.dumps(digests, indent=2)
+        on_keepers(world, lambda: write_atomically(staging / DIGESTS_FILE, text))
+        on_keepers(world, lambda: publish(staging, self.path / name))
         # Only now that all have published: until then `parts.recover` may bring the old one back.
-        on_keepers(world, lambda: shutil.rmtree(replaced(self.path / name), ignore_errors=True))
+        on_keepers(world, lambda: drop_replaced(self.path / name))
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -284,9 +286,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
     try:
         record = parse_json((path / PROGRESS_FILE).read_text())
         log_state, data = record.pop("log_state"), record.pop("data", None)
-        disks = (Disk(each["host"], tuple(each["ranks"])) for each in record.pop("disks", ()))
+        disks = (Disk.read(each) for each in record.pop("disks", ()))
         return Checkpoint(path, Progress(**record), log_state, data, tuple(disks))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         raise ValueError(f"{path / PROGRESS_FILE} cannot be read: {error}") from error
 
 

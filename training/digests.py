@@ -22,13 +22,13 @@ def write_own_digests(staging: Path, rank: int) -> None:
     (staging / f"digests.{rank}.json").write_text(json.dumps(digests))
 
 
-def take_digests(staging: Path) -> dict[str, str]:
-    """What the ranks listed on this disk; their own lists are removed."""
-    digests = {}
+def take_digests(staging: Path) -> list[dict[str, str]]:
+    """What each rank listed on this disk; their own lists are removed."""
+    lists = []
     for part in sorted(staging.glob("digests.*.json")):
-        digests |= json.loads(part.read_text())
+        lists.append(json.loads(part.read_text()))
         part.unlink()
-    return digests
+    return lists
 
 
 def read_digests(path: Path) -> dict[str, str]:

@@ -32,7 +32,7 @@ def find_disks(path: Path, world: World) -> tuple[Disk, ...]:
     found = [json.loads(each) for each in gathered(world, json.dumps(own))]
     at: dict[str, list[int]] = {}
     for rank, each in enumerate(found):
-        at.setdefault(f"{each['machine']} {each['place']}", []).append(rank)
+        at.setdefault(f"{each['machine']} {each['host']} {each['place']}", []).append(rank)
     places = tuple(Disk(found[ranks[0]]["host"], tuple(ranks)) for ranks in at.values())
     if len(places) == 1:
         return ()

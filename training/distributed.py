@@ -31,6 +31,12 @@ class Disk:
     host: str  # of its keeper
     ranks: tuple[int, ...]  # ascending
 
+    @classmethod
+    def read(cls, record: Mapping[str, Any]) -> Disk:
+        """What `asdict` made of one, from a file that anybody may have written."""
+        host = "".join(each if each.isprintable() else "?" for each in str(record["host"]))
+        return cls(host, tuple(map(int, record["ranks"])))
+
     @property
     def keeper(self) -> int:
         """The rank that does what is done once on each disk."""

@@ -16,7 +16,7 @@ from training.checkpoint import Checkpoint, RunDirectory, read_checkpoint
 from training.digests import DIGESTS_FILE, digest_of
 from training.distributed import World
 from training.environment import ENVIRONMENT_FILE
-from training.publishing import replaced, write_atomically
+from training.publishing import publish, replaced, write_atomically
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -110,8 +110,13 @@ def prune_steps(directory: RunDirectory, keep_last: int | None) -> None:
 
 
 def recover(directory: RunDirectory) -> None:
-    """Brings back what was being replaced when the run was killed, unless all had published."""
+    """Brings back what was being replaced when the run was killed, unless all had published.
+
+    Where one disk had, the others have it written: they publish it now.
+    """
     world, run = directory.world, directory.path
+    if world.disks:
+        _finish_publishing(directory)
     listed = on_keepers(world, lambda: [path.name for path in run.glob(".fsdp2_*.replaced")])
     for name in sorted({each[1:].removesuffix(".replaced") for own in listed for each in own}):
         target = run / name
@@ -152,7 +157,31 @@ def bring_records(directory: RunDirectory) -> list[str]:
 def _num_sittings(run: Path) -> int:
     """How often the run was begun or continued, as far as it is known here."""
     path = run / ENVIRONMENT_FILE
-    return 1 + len(parse_json(path.read_text()).get("earlier", [])) if path.is_file() else 0
+    try:
+        return 1 + len(dict(parse_json(path.read_text())).get("earlier", []))
+    except FileNotFoundError:
+        return 0
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); delete it to choose anew") from None
+
+
+def _finish_publishing(directory: RunDirectory) -> None:
+    """A save that one disk has published and all others have whole, published or aside."""
+    world, run = directory.world, directory.path
+    listed = on_keepers(world, lambda: [path.name for path in run.glob(".fsdp2_*")])
+    for aside in sorted({each for own in listed for each in own if each.count(".") == 1}):
+        staging, target = run / aside, run / aside[1:]
+        there = on_keepers(world, lambda path=target: _digest_of_list(path))
+        written = on_keepers(world, lambda path=staging: _digest_of_list(path))
+        pairs = list(zip(there, written, strict=True))
+        saves = [each for each in there if each and all(each in pair for pair in pairs)]
+        if saves:
+
+            def finish(save: str = saves[0], paths: tuple[Path, Path] = (staging, target)) -> None:
+                if _digest_of_list(paths[1]) != save:
+                    publish(*paths)
+
+            on_keepers(world, finish)
 
 
 def _bring_back(directory: RunDirectory, target: Path) -> None:

@@ -33,6 +33,14 @@ def publish(staging: Path, target: Path) -> None:
     _sync(target.parent)
 
 
+def drop_replaced(target: Path) -> None:
+    """Removes what a folder has taken the place of; half of it is never found as `replaced`."""
+    if replaced(target).exists():
+        aside = target.with_name(f".{target.name}.removed")
+        replaced(target).rename(aside)
+        shutil.rmtree(aside)
+
+
 def replaced(target: Path) -> Path:
     """Where a folder is while another one takes its place."""
     return target.with_name(f".{target.name}.replaced")

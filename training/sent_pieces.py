@@ -59,10 +59,18 @@ def exchange(
         raise error
 
 
+def is_there(path: Path) -> bool:
+    """Whether this rank sees a file; never an error, for which others would have to wait."""
+    try:
+        return path.exists()
+    except OSError:  # a network file system that has gone away, say
+        return False
+
+
 def _owners(folder: Path, files: list[str], world: World) -> dict[str, int]:
     """For each file, the lowest rank that sees it."""
     sees = torch.zeros(world.size, len(files), dtype=torch.int32)
-    sees[world.rank] = torch.tensor([(folder / file).exists() for file in files])
+    sees[world.rank] = torch.tensor([is_there(folder / file) for file in files])
     seen = world.sum(sees) > 0
     nobody = [file for file, column in zip(files, seen.T, strict=True) if not column.any()]
     if nobody:

@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPla
 from torch.futures import Future
 
 from training.safe_metadata import DAMAGED, load_metadata
-from training.sent_pieces import StoredPiece, exchange
+from training.sent_pieces import StoredPiece, exchange, is_there
 
 METADATA_FILE = ".metadata"
 PIECE_BYTES = 1 << 22  # of a tensor are in memory at a time while it is read
@@ -150,7 +150,7 @@ class _SafeReader(dcp.FileSystemReader):
 
         if self._asks_others:
             for item in plan.items:
-                if not (folder / piece_of(item).file).exists():
+                if not is_there(folder / piece_of(item).file):
                     elsewhere.setdefault(piece_of(item), []).append(item)
             exchange(folder, elsewhere, copy_sent)
         for item in plan.items:
