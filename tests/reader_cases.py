@@ -148,6 +148,32 @@ def _read_checkpoint(folder: Path) -> None:
     read_checkpoint(folder / "fsdp2_epoch_2")
 
 
+def _make_part(folder: Path) -> None:
+    """Of a run on two nodes, each with its own disk: the other one's files are not here."""
+    _make_run(folder)
+    checkpoint = folder / "fsdp2_epoch_2"
+    record = json.loads((checkpoint / "progress.json").read_text())
+    record["disks"] = [{"host": "one", "ranks": [0]}, {"host": "two", "ranks": [1]}]
+    (checkpoint / "progress.json").write_text(json.dumps(record))
+    digests = json.loads((checkpoint / DIGESTS_FILE).read_text())
+    digests |= {"model/__1_0.distcp": "0" * 64}
+    (checkpoint / DIGESTS_FILE).write_text(json.dumps(digests))
+    _redigest_progress(folder)
+
+
+def _redigest_progress(folder: Path) -> None:
+    checkpoint = folder / "fsdp2_epoch_2"
+    digests = parse_json((checkpoint / DIGESTS_FILE).read_bytes())
+    digests["progress.json"] = digest_of(checkpoint / "progress.json")
+    (checkpoint / DIGESTS_FILE).write_text(json.dumps(digests))
+
+
+def _read_part(folder: Path) -> None:
+    checkpoint = read_checkpoint(folder / "fsdp2_epoch_2")
+    checkpoint.told_of_absent(checkpoint.absent_files())
+    list(checkpoint.checked_files())
+
+
 def _read_tensors(folder: Path) -> None:
     tensor_shapes(folder / "fsdp2_epoch_2/model")
     read_tensors(folder / "fsdp2_epoch_2/model")
@@ -415,6 +441,9 @@ READERS: dict[str, Reader] = {
     "run continued": Reader(_make_unfinished_run, RUN, _continue_run),
     "checkpoint": Reader(_make_run, CHECKPOINT, _read_checkpoint),
     "forged checkpoint": Reader(_make_run, {**CHECKPOINT, **TENSORS}, _read_run, _redigest),
+    "part of a checkpoint": Reader(
+        _make_part, {"fsdp2_epoch_2/progress.json": "json"}, _read_part, _redigest_progress
+    ),
     "tensors": Reader(_make_run, TENSORS, _read_tensors),
     "export": Reader(_make_export, {**EXPORT, "model.safetensors": "safetensors"}, _read_export),
     "indexed export": Reader(
