@@ -8,15 +8,15 @@ tokens of a head side by side, so that products and softmax run over them in vec
 from __future__ import annotations
 
 import math
-from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache, partial
-from itertools import pairwise
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from numba import float32, int64, njit, types
 from torch import Tensor
+
+from models.cpu_threads import share_out
 
 BLOCK = 64
 HEAD_SIZE_STEP = 4  # products take so many numbers of a head at once
@@ -56,20 +56,8 @@ class NumbaRowKernel:
         mixed = torch.empty(new[0].shape)
         tensors = (*new, keys, values, positions, mixed)
         attend = partial(_attend, *(tensor.numpy() for tensor in tensors))
-        num_threads = min(torch.get_num_threads(), num_rows // ROWS_PER_THREAD)
-        if num_threads < 2:
-            attend(0, num_rows)
-            return mixed
-        edges = [num_rows * part // num_threads for part in range(num_threads + 1)]
-        threads = _threads(num_threads)
-        for call in [threads.submit(attend, *part) for part in pairwise(edges)]:
-            call.result()
+        share_out(attend, num_rows, max_parts=num_rows // ROWS_PER_THREAD)
         return mixed
-
-
-@lru_cache(1)
-def _threads(number: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(number, thread_name_prefix="row-kernel")
 
 
 @njit(inline="always", **_options)

@@ -15,6 +15,7 @@ from typing import TypeGuard
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from models.attention.interface import AttentionPlan
 from models.attention.sdpa import BucketPlan
@@ -26,7 +27,7 @@ class Mixing:
     """What attention needs beside weights."""
 
     plan: BucketPlan
-    turns: tuple[Tensor, Tensor] | None  # `Rope.turns`
+    turns: tuple[Tensor, Tensor] | None  # `cos` and `sin` of a `Rope`
     num_heads: int
     eps: float  # of the norm before it
 
@@ -46,10 +47,13 @@ def is_possible(plan: AttentionPlan, x: Tensor) -> TypeGuard[BucketPlan]:
 def why_no_kernels() -> str | None:
     """Why `models.cpu_kernels` cannot be used here, or None; the first call compiles them."""
     try:
+        from numba import config
+
         import models.cpu_attention  # noqa: F401
     except ImportError as error:
         return str(error)
-    return None
+    is_off = config.DISABLE_JIT  # type: ignore[attr-defined]  # made from the environment
+    return "NUMBA_DISABLE_JIT is set" if is_off else None
 
 
 def attention_half(x: Tensor, in_weight: Tensor, out_weight: Tensor, mixing: Mixing) -> Tensor:
@@ -92,6 +96,7 @@ class _Attention(torch.autograd.Function):
         return result
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         from models import cpu_kernels
 
@@ -135,6 +140,7 @@ class _MLP(torch.autograd.Function):
         return result
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         from models import cpu_kernels
 

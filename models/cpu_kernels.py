@@ -12,9 +12,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
-from itertools import pairwise
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,10 @@ from numba import carray, float32, int32, int64, njit, types
 from numba.extending import intrinsic
 from torch import Tensor
 
-SOURCE = "_" + hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]
+from models.cpu_threads import share_out
+
+SOURCES = sorted(Path(__file__).parent.glob("cpu_*.py"))
+SOURCE = "_" + hashlib.sha256(b"".join(each.read_bytes() for each in SOURCES)).hexdigest()[:8]
 GRAIN = 1 << 17  # numbers that a thread is given at least, or handing out takes longer
 F32, I32, I64 = np.float32, np.int32, np.int64
 ZERO, ONE = F32(0), F32(1)
@@ -52,7 +53,8 @@ def kernel(num_tensors: int, *numbers: Any, fastmath: set[str]) -> Callable[[Any
         function.__qualname__ += SOURCE  # numba looks at the file of `function` alone
         try:
             return njit(signature, cache=True, **options)(function)
-        except (RuntimeError, OSError):  # there is no folder that it can be cached in
+        except Exception:  # of any kind: there is no folder for a cache, or damage in it
+            # If it is the function that is wrong, that is raised again here.
             return njit(signature, **options)(function)
 
     return compiled
@@ -246,7 +248,8 @@ def _gated_backward(addresses: Addresses, numbers: tuple[int], first: int, end: 
 
 
 def rotate(gqkv: Tensor, turns: tuple[Tensor, Tensor], *, back: bool = False) -> None:
-    """Rotates query and key of [T, 4 D] in place, by `models.layers.Rope.turns` or back."""
+    """Rotates query and key of [T, 4 D] in place, by `cos` and `sin` of a `Rope`, or back."""
+    assert len(turns[0]) == len(gqkv)
     size, sign = turns[0].shape[-1], -1.0 if back else 1.0
     _over_rows(_rotate, gqkv, (gqkv, *turns), (sign, gqkv.shape[1] // (4 * size), size))
 
@@ -281,17 +284,11 @@ def in_parts(
     max_parts: int,
 ) -> None:
     """Calls a kernel for all before `end`; as torch has threads, in up to `max_parts` parts."""
-    addresses = tuple([each.data_ptr() for each in tensors])
-    num_parts = min(torch.get_num_threads(), max_parts)
-    if num_parts < 2:
-        function(addresses, numbers, 0, end)
-        return
-    edges = [end * part // num_parts for part in range(num_parts + 1)]
-    submit = _threads(num_parts).submit
-    for call in [submit(function, addresses, numbers, *part) for part in pairwise(edges)]:
-        call.result()
+    share_out(partial(_call, function, tensors, numbers), end, max_parts=max_parts)
 
 
-@lru_cache(1)
-def _threads(number: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(number, thread_name_prefix="cpu-kernels")
+def _call(
+    function: Any, tensors: tuple[Tensor, ...], numbers: tuple[float, ...], first: int, end: int
+) -> None:
+    """Has the tensors, not addresses alone: their memory stays until the kernel is done."""
+    function(tuple([each.data_ptr() for each in tensors]), numbers, first, end)

@@ -78,10 +78,6 @@ class Rope:
         halves_swapped = x.roll(x.shape[-1] // 2, -1)
         return (x * self.cos + halves_swapped * self.sin).to(x.dtype)
 
-    def turns(self) -> tuple[Tensor, Tensor]:
-        """`cos` and `sin`."""
-        return self.cos, self.sin
-
 
 class AttentionContext(Protocol):
     """What one application of a stack attends to: the packed row, or a cache too."""

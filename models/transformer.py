@@ -221,7 +221,8 @@ class Block(nn.Module):
         plan = context.plan
         if not are_plain or not cpu_block.is_possible(plan, x):
             return None
-        return cpu_block.Mixing(plan, rope and rope.turns(), self.attn.num_heads, self.norm_eps)
+        turns = rope and (rope.cos, rope.sin)
+        return cpu_block.Mixing(plan, turns, self.attn.num_heads, self.norm_eps)
 
 
 def _recomputing(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

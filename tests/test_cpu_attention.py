@@ -102,3 +102,17 @@ def test_what_is_no_number_stays_visible_in_its_sequence_alone() -> None:
         assert each[:7].isfinite().all()
         assert each[7:].isnan().any()
     assert mixed[7:].isnan().all()
+
+
+def test_rows_that_the_plan_does_not_know_are_refused_before_memory_is_touched() -> None:
+    layout, num_rows = packed([(3, 4), (5, 2)], 0)
+    gqkv, _ = rows_of(num_rows - 1, (1, 16))
+    with pytest.raises(AssertionError):
+        sdpa.SdpaAttention().prepare(layout, num_rows).mix(gqkv)
+    with pytest.raises(AssertionError):
+        sdpa.SdpaAttention().prepare(layout, num_rows - 1).mix(gqkv)
+
+
+def test_a_prefix_longer_than_its_sequence_is_refused() -> None:
+    with pytest.raises(AssertionError):
+        in_place.pieces_of([4, 3], [0, 4, 6])

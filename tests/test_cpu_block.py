@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from unittest.mock import patch
 
+import numba
 import pytest
 import torch
 from attention_cases import AWKWARD, LAYOUTS, Lengths, packed
@@ -102,6 +103,15 @@ def test_frozen_weights_get_no_gradient(frozen: tuple[str, ...]) -> None:
     check([(3, 4), (5, 2)], 2, tested)
 
 
+def test_second_derivatives_are_refused_not_wrong() -> None:
+    rows, _, rope, context = inputs([(3, 4), (5, 2)], 0)
+    rows.requires_grad_()
+    result = block()(rows, rope, context, 0)
+    (gradient,) = torch.autograd.grad(result.square().sum(), rows, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
 def test_padding_gets_no_gradient_and_gives_none() -> None:
     rows, grads, rope, context = inputs([(3, 4), (5, 2)], 3)
     found = outcome(block(), rows, grads, rope, context)
@@ -112,9 +122,18 @@ def test_padding_gets_no_gradient_and_gives_none() -> None:
         assert torch.equal(one, other)
 
 
+@pytest.fixture
+def asks_again() -> Iterator[None]:
+    """Whether there are kernels is asked in the test, and once more after it."""
+    cpu_block.why_no_kernels.cache_clear()
+    yield
+    cpu_block.why_no_kernels.cache_clear()
+
+
 @pytest.mark.parametrize(
-    "reason", ["post-norm", "bfloat16", "adapter", "another backend", "no numba", None]
+    "reason", ["post-norm", "bfloat16", "adapter", "another backend", "no numba", "no jit", None]
 )
+@pytest.mark.usefixtures("asks_again")
 def test_it_takes_the_place_of_the_layers_only_where_it_may(
     reason: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,10 +146,10 @@ def test_it_takes_the_place_of_the_layers_only_where_it_may(
         rows, tested = rows.bfloat16(), tested.bfloat16()
     if reason == "no numba":
         monkeypatch.setitem(sys.modules, "models.cpu_attention", None)
-        cpu_block.why_no_kernels.cache_clear()
+    if reason == "no jit":
+        monkeypatch.setattr(numba.config, "DISABLE_JIT", 1)
     if reason == "another backend":
         context = PackedContext(DenseAttention().prepare(packed([(3, 4), (5, 2)], 0)[0], len(rows)))
     with patch.object(cpu_block, "attention_half", wraps=cpu_block.attention_half) as written_out:
         tested(rows, rope, context, 0)
     assert written_out.called == (reason is None)
-    cpu_block.why_no_kernels.cache_clear()

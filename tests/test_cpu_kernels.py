@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Event
+from unittest.mock import patch
 
+import numba
 import pytest
 import torch
 from torch import Tensor
@@ -93,13 +100,21 @@ def test_the_gate_and_its_gradient_are_those_of_the_layers() -> None:
 def test_rotation_is_that_of_the_layers_and_can_be_taken_back(heads: int) -> None:
     (gqkv,) = drawn((ROWS, 4 * WIDTH))
     rope = Rope.at(torch.arange(ROWS), WIDTH // heads, 1e4)
+    turns = rope.cos, rope.sin
     rotated = gqkv.clone()
-    cpu_kernels.rotate(rotated, rope.turns())
+    cpu_kernels.rotate(rotated, turns)
     gate, query_key, value = gqkv.view(ROWS, 4, heads, -1).split((1, 2, 1), dim=1)
     expected = torch.cat((gate, rope.rotate(query_key), value), dim=1).flatten(1)
     check(rotated, expected.double())
-    cpu_kernels.rotate(rotated, rope.turns(), back=True)
+    cpu_kernels.rotate(rotated, turns, back=True)
     check(rotated, gqkv.double())
+
+
+def test_rotation_refuses_positions_of_other_rows() -> None:
+    (gqkv,) = drawn((ROWS, 4 * WIDTH))
+    rope = Rope.at(torch.arange(ROWS - 1), WIDTH, 1e4)
+    with pytest.raises(AssertionError):
+        cpu_kernels.rotate(gqkv, (rope.cos, rope.sin))
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
@@ -126,6 +141,51 @@ def test_bits_depend_neither_on_the_place_in_memory_nor_on_threads(
         moved = torch.empty(x.numel() + offset)[offset:].view_as(x).copy_(x)
         assert torch.equal(cpu_kernels.norm(moved, 1e-6)[0], expected[0])
         assert torch.equal(cpu_kernels.swiglu(moved), expected[1])
+
+
+def compiled_anew() -> Callable[..., None]:
+    @kernel(1, int64, fastmath=EXACT)
+    def fills(addresses: tuple[int, ...], numbers: tuple[int], first: int, end: int) -> None:
+        into = floats(addresses[0], (end,))
+        for index in range(first, end):
+            into[index] = numbers[0]
+
+    return fills
+
+
+@pytest.mark.parametrize("damaged", [b"", b"what is no pickle", b"cno_module\nname\n."])
+def test_a_damaged_cache_is_no_obstacle(
+    damaged: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    compiled_anew()
+    (index,) = tmp_path.rglob("*.nbi")
+    index.write_bytes(damaged)
+    filled = torch.zeros(3)
+    in_parts(compiled_anew(), (filled,), (7,), 3, max_parts=1)
+    assert filled.tolist() == [7, 7, 7]
+
+
+def test_a_kernel_owns_its_tensors_though_nobody_waits_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    were_there: SimpleQueue[bool] = SimpleQueue()
+    is_left, tensor = Event(), torch.zeros(2)
+    reference = weakref.ref(tensor)
+
+    def function(*_: object) -> None:
+        is_left.wait(5)
+        were_there.put(reference() is not None)
+
+    with (
+        patch.object(Future, "result", side_effect=KeyboardInterrupt),
+        suppress(KeyboardInterrupt),
+    ):
+        in_parts(function, (tensor,), (), 2, max_parts=2)
+    del tensor
+    is_left.set()
+    assert [were_there.get(timeout=5), were_there.get(timeout=5)] == [True, True]
 
 
 @pytest.mark.slow

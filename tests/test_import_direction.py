@@ -73,6 +73,7 @@ RULES = [
         Rule(f"models.{name}", {"models"}, {"torch", "numpy", "numba", "llvmlite"}, set(), NO_RANKS)
         for name in ("cpu_kernels", "cpu_attention")
     ),
+    Rule("models.cpu_block", {"models"}, {"torch"}, {"numba"}, NO_RANKS),
     Rule("models", {"models"}, {"torch", "pydantic"}, set(), NO_RANKS),
     Rule("multipack_sampler", project=set(), eager={"numpy", "numba"}, lazy=set()),
     Rule(

@@ -113,8 +113,9 @@ def _blocks_line(config: RunConfig, model: LanguageModel, dtype: torch.dtype) ->
     """Whether compiled kernels compute blocks; if so, they are compiled now, not in a step."""
     parameter = next(model.parameters())
     is_meant = parameter.device.type == "cpu" and dtype == torch.float32
-    is_meant &= config.compile == "none" and model.attention.name == "sdpa"
-    if not is_meant or not any(each.is_pre_norm for each in model.modules() if type(each) is Block):
+    is_meant &= config.compile == "none" and model.attention.name == "sdpa" and config.lora is None
+    blocks = [each for each in model.modules() if isinstance(each, Block)]
+    if not is_meant or not any(each.is_pre_norm for each in blocks):
         return {}
     missing = why_no_kernels()
     return {"blocks": f"layer by layer ({missing})" if missing else "kernels compiled by numba"}

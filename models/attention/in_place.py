@@ -89,6 +89,7 @@ def pieces_of(prefix_lens: Sequence[int], edges: Sequence[int]) -> tuple[Togethe
     """How the sequences of a packed row are computed; `edges` as `PackedLayout.cu_seqlens`."""
     short, pieces = [], []
     for (start, end), prefix_len in zip(pairwise(edges), prefix_lens, strict=True):
+        assert 0 <= prefix_len <= end - start  # kernels read without looking
         if end - start >= LONG_FROM:
             pieces.append(Long(start, prefix_len, end - start, _mask(prefix_len, end - start)))
         elif end > start:

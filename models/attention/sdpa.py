@@ -86,6 +86,7 @@ class BucketPlan:
     def mix(self, gqkv: Tensor) -> tuple[Tensor, list[Tensor]]:
         """`attend` without autograd on `gqkv` [T, 4, H, K], gate, query, key, value of each row:
         what is mixed [T, H, K], and what `mix_backward` asks for beside."""
+        assert self.num_tokens <= self.num_rows == len(gqkv)  # kernels write without looking
         mixed = gqkv.new_empty(self.num_rows, *gqkv.shape[2:])
         mixed[self.num_tokens :] = 0.0
         kept = [each for piece in self.pieces for each in piece.mix(gqkv, mixed)]
