@@ -51,7 +51,7 @@ from training.interrupts import SaveSchedule, StopRequests
 from training.parts import first_sound, published
 from training.planning_text import plan_here
 from training.prefetch import load_global_batches
-from training.rehearsal import Rehearsal, digest
+from training.rehearsal import Rehearsal, bytes_in, digest
 from training.run_names import names_in_sweep, resolve_run
 from training.run_records import require_same_vocabulary
 from training.same_data import agree_on_data, data_record
@@ -176,7 +176,8 @@ def rehearse(run: Run, start: Progress) -> list[str]:
     if digest(training_state(run.model, run.optimizer)) != before:
         raise OSError(f"{run.directory.path}: what was read back is not what was saved")
     run.logger.close()
-    return rehearsal.lines(run.facts.counted_steps - start.step, run.directory.path)
+    saved = sum(on_keepers(run.world, lambda: bytes_in(run.directory.path)))
+    return rehearsal.lines(run.facts.counted_steps - start.step, saved)
 
 
 @dataclass(frozen=True, slots=True)

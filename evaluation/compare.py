@@ -19,8 +19,8 @@ from data_io.options import parse_options
 from evaluation.comparison_tables import Comparison, latex, markdown
 from evaluation.paired import PairedBenchmark, compare_benchmark, shared_ids
 from evaluation.recorded import RecordedResults, find_results, read_results
-from training.checkpoint import write_atomically
 from training.console import refuse
+from training.publishing import write_atomically
 
 MARKDOWN, LATEX = ".md", ".tex"
 

@@ -26,8 +26,8 @@ from evaluation.ngrams import NgramSet
 from evaluation.overlap import Overlaps, example_texts, look_at, search, word_counts
 from evaluation.settings import config_path, read_settings
 from evaluation.shown_text import in_markdown_cell, markdown_block, shortened
-from training.checkpoint import write_atomically
 from training.console import refuse
+from training.publishing import write_atomically
 
 MOSTLY = 0.8  # of an item's n-grams
 SHOWN_CHARACTERS = 600  # of an item or example

@@ -27,8 +27,8 @@ from evaluation.harness_model import HarnessModel
 from inference.asking import pick_condition
 from inference.model_folder import ModelOptions
 from simple_inference_engine import LoadedModel, load_model
-from training.checkpoint import write_atomically
 from training.console import refuse
+from training.publishing import write_atomically
 
 INSTALL = "pip install -r requirements-eval.txt"
 

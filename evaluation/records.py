@@ -22,7 +22,7 @@ from typing import Any
 from data_io.parsing import parse_json
 from evaluation.answer_log import LOG_GLOB, Given, encoded, logged_labels, read_logs
 from evaluation.benchmarks.protocol import Item, Verdict
-from training.checkpoint import write_atomically
+from training.publishing import write_atomically
 
 FORMAT = 1
 RESULTS_FILE, ITEMS_FILE = "results.json", "items.jsonl"

@@ -29,8 +29,8 @@ from evaluation.report_content import (
 )
 from evaluation.report_page import page
 from evaluation.shown_text import as_text, in_markdown_cell, markdown_block, shortened
-from training.checkpoint import write_atomically
 from training.console import refuse
+from training.publishing import write_atomically
 
 MARKDOWN_FILE, PAGE_FILE = "report.md", "report.html"
 MAX_PROMPT, MAX_ANSWER = 500, 800  # characters of an example

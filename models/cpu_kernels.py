@@ -42,6 +42,7 @@ LEAST, LARGEST = F32(-104), F32(89)  # beyond these e^x is 0 and infinite
 EXACT, IN_ANY_ORDER = {"contract"}, {"contract", "reassoc", "nsz"}
 
 Addresses = tuple[int, ...]
+why_not_cached: list[str] = []  # of each kernel that had to be compiled without a cache
 
 
 def kernel(num_tensors: int, *numbers: Any, fastmath: set[str]) -> Callable[[Any], Any]:
@@ -53,8 +54,9 @@ def kernel(num_tensors: int, *numbers: Any, fastmath: set[str]) -> Callable[[Any
         function.__qualname__ += SOURCE  # numba looks at the file of `function` alone
         try:
             return njit(signature, cache=True, **options)(function)
-        except Exception:  # of any kind: there is no folder for a cache, or damage in it
+        except Exception as error:  # of any kind: there is no folder for a cache, or damage in it
             # If it is the function that is wrong, that is raised again here.
+            why_not_cached.append(f"{type(error).__name__}: {error}".splitlines()[0])
             return njit(signature, **options)(function)
 
     return compiled

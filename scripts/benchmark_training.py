@@ -89,6 +89,7 @@ SIZES = {
 }
 KINDS = {  # of work, and names of the operators that do it
     "matmul": ("aten::mm", "aten::addmm", "mkldnn::", "aten::bmm"),
+    "blocks between products": ("_Attention", "_MLP"),  # ours, attention included
     "attention": ("scaled_dot_product", "ScaledDot", "Buckets", "create_causal_mask"),
     "loss": ("CrossEntropy", "log_softmax", "LogSoftmax", "nll_loss", "NllLoss"),
     "optimizer": ("Optimizer.step", "Optimizer.zero_grad", "aten::_foreach_norm"),

@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT))
 from data_io.options import fields_of, parse_options  # noqa: E402
 from data_io.row_planning import RowPacking  # noqa: E402
 from data_io.sampled_format import VOCAB_MULTIPLE, SampledData  # noqa: E402
-from training.checkpoint import Progress, write_atomically  # noqa: E402
+from training.checkpoint import Progress  # noqa: E402
 from training.command_line import parse_config  # noqa: E402
 from training.console import refuse  # noqa: E402
 from training.distributed import World, pick_device  # noqa: E402
@@ -42,6 +42,7 @@ from training.planning_text import (  # noqa: E402
     plan_lines,
     scaling_lines,
 )
+from training.publishing import write_atomically  # noqa: E402
 from training.schema import RunConfig  # noqa: E402
 from training.summary import RunFacts  # noqa: E402
 

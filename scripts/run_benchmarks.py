@@ -33,7 +33,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from data_io.console import note, run_command
 from data_io.options import parse_options
-from training.checkpoint import write_atomically
+from training.publishing import write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / "benchmarks"

@@ -10,6 +10,7 @@ import pytest
 from run_cases import ALONE, run_config
 from torch import nn
 
+from models import cpu_kernels
 from models.transformer import Block
 from training.building import build_model
 
@@ -45,3 +46,10 @@ def test_it_says_so_of_sharded_blocks_too(tmp_path: Path) -> None:
 
     with patch("training.building.shard_model", shard):
         assert blocks_line(tmp_path) == "kernels compiled by numba"
+
+
+def test_it_says_that_kernels_could_not_be_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu_kernels, "why_not_cached", ["OSError: full"])
+    assert blocks_line(tmp_path) == "kernels compiled by numba, anew at each start (OSError: full)"

@@ -11,6 +11,7 @@ from run_cases import ALONE
 from thread_ranks import as_ranks
 
 import training.disks
+from training.agreement import errors_of_all
 from training.disks import find_disks, told_disks
 from training.distributed import Disk, World
 
@@ -103,3 +104,9 @@ def test_a_folder_that_cannot_be_written_to_is_an_error_of_all(
     told = found(machines, [tmp_path / name for name in "aabb"])
     assert all(str(each).startswith("b (ranks 2-3): nobody may write") for each in told)
     assert list(files_in(tmp_path)) == ["a", "b"]
+
+
+def test_what_went_wrong_with_one_rank_is_known_to_all() -> None:
+    said = ["", "the disk is full " * 100, ""]
+    (found,) = {tuple(each) for each in as_ranks(3, lambda w: errors_of_all(w, said[w.rank]))}
+    assert len(found) == 1 and found[0].startswith("the disk is full the disk")

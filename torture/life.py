@@ -240,9 +240,10 @@ class _Living:
 
 def _is_sound(checkpoint: Path) -> bool:
     try:
-        return read_checkpoint(checkpoint).is_sound()
+        read_checkpoint(checkpoint).verify()
     except (ValueError, OSError):
         return False
+    return True
 
 
 def orders_of(what: Disturbance) -> Orders | None:

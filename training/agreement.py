@@ -1,4 +1,4 @@
-"""What the ranks of a run tell one another before it begins: texts, and what went wrong."""
+"""What the ranks of a run tell one another: texts, and what went wrong."""
 
 from __future__ import annotations
 
@@ -37,6 +37,12 @@ def on_keepers(world: World, act: Callable[[], T]) -> list[T]:
             where = f"{world.disks[number]}: " if world.disks else ""
             raise (OSError if each["is_of_system"] else ValueError)(f"{where}{each['error']}")
     return [each["value"] for each in found]
+
+
+def errors_of_all(world: World, own: str) -> list[str]:
+    """What went wrong, cut short, on all ranks; `own` is "" where nothing did."""
+    text = own.encode()[:MAX_BYTES].decode(errors="ignore")
+    return [each for each in gathered(world, text) if each]
 
 
 def gathered(world: World, text: str) -> list[str]:

@@ -117,8 +117,12 @@ def _blocks_line(config: RunConfig, model: LanguageModel, dtype: torch.dtype) ->
     blocks = [each for each in model.modules() if isinstance(each, Block)]
     if not is_meant or not any(each.is_pre_norm for each in blocks):
         return {}
-    missing = why_no_kernels()
-    return {"blocks": f"layer by layer ({missing})" if missing else "kernels compiled by numba"}
+    if missing := why_no_kernels():
+        return {"blocks": f"layer by layer ({missing})"}
+    from models.cpu_kernels import why_not_cached
+
+    told = f", anew at each start ({why_not_cached[0]})" if why_not_cached else ""
+    return {"blocks": f"kernels compiled by numba{told}"}
 
 
 def _compile_line(config: RunConfig, before: str) -> dict[str, str]:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from data_io.parsing import parse_json
 from training.adam_atan2 import AdamATan2
-from training.agreement import on_keepers, on_main
+from training.agreement import errors_of_all, on_keepers, on_main
 from training.digests import (
     DIGESTS_FILE,
     digest_of,
@@ -78,14 +78,6 @@ class Checkpoint:
         for _, damage in self.checked_files(*folders):
             if damage:
                 raise ValueError(damage)
-
-    def is_sound(self) -> bool:
-        """Whether every file is as it was written."""
-        try:
-            self.verify()
-        except (ValueError, OSError):
-            return False
-        return True
 
     def checked_files(self, *folders: str) -> Iterator[tuple[str, str | None]]:
         """Each file of `folders` (all by default), and what is wrong with it; None: nothing."""
@@ -240,8 +232,13 @@ class RunDirectory:
         on_keepers(world, lambda: empty_folder(staging))
         for folder, tensors in state.items():
             write_tensors(staging / folder, tensors)
-        write_own_digests(staging, world.rank)
-        world.barrier()
+        try:
+            write_own_digests(staging, world.rank)
+            error = ""
+        except OSError as caught:
+            error = f"{staging}: {caught}"
+        if errors := errors_of_all(world, error):
+            raise OSError(errors[0])
         record = {**asdict(progress), "log_state": dict(log_state)}
         record |= {"data": self.data} if self.data else {}
         record |= {"disks": [asdict(disk) for disk in world.disks]} if world.disks else {}

@@ -19,7 +19,7 @@ from data_io.parsing import parse_json
 from data_io.prompt_format import TOKENIZER_FILE, find_tokenizer
 from data_io.redaction import without_secrets
 from data_io.sampled_format import SampledData
-from training.checkpoint import write_atomically
+from training.publishing import write_atomically
 
 ENVIRONMENT_FILE, CODE_FILE = "environment.json", "code.zip"
 SOURCE_ROOT = Path(__file__).resolve().parents[1]

@@ -32,11 +32,13 @@ class Rehearsal:
         yield
         self.seconds[part] = time.monotonic() - started_at
 
-    def lines(self, steps_left: int, run_path: Path) -> list[str]:
-        """For the user: steps were the heaviest ones, the first of them with its warm-up."""
+    def lines(self, steps_left: int, saved: int) -> list[str]:
+        """For the user: steps were the heaviest ones, the first of them with its warm-up.
+
+        `saved`: bytes of the checkpoint.
+        """
         parts = ", ".join(f"{part} {elapsed_s:.2f} s" for part, elapsed_s in self.seconds.items())
         step_s = [elapsed_s for part, elapsed_s in self.seconds.items() if part.startswith("step")]
-        saved = sum(path.stat().st_size for path in run_path.rglob("*") if path.is_file())
         return [
             f"dry run     {parts}",
             f"steps       {steps_left:,} like the last one would take "
@@ -44,6 +46,11 @@ class Rehearsal:
             f"checkpoint  {saved / 1e6:,.1f} MB, read back as it was saved",
             f"memory      {peak_bytes(self.device) / GIB:.2f} GiB at the peak, of this process",
         ]
+
+
+def bytes_in(folder: Path) -> int:
+    """Of all files."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def digest(state: Mapping[str, Mapping[str, Tensor]]) -> str:

@@ -19,7 +19,7 @@ from multiprocessing.connection import Pipe
 from pathlib import Path
 from typing import Any
 
-from training.agreement import MAX_BYTES, gathered, on_main
+from training.agreement import errors_of_all, on_main
 from training.checkpoint import Progress, RunDirectory
 from training.checkpoint_writer import ANOTHER_RANK
 from training.distributed import TIMEOUT
@@ -152,9 +152,7 @@ class Saving:
         """Until what was saved is published; OSError on every rank where one could not write."""
         if self._writer is None or self._is_settled:
             return
-        text = self._writer.error(waits=True)
-        own = text.encode()[:MAX_BYTES].decode(errors="ignore")
-        errors = [each for each in gathered(self.directory.world, own) if each]
+        errors = errors_of_all(self.directory.world, self._writer.error(waits=True))
         self._is_settled = True
         if errors:
             causes = [each for each in errors if not each.startswith(ANOTHER_RANK)]

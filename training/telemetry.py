@@ -20,8 +20,9 @@ from tqdm import tqdm
 
 from data_io.parsing import parse_json
 from models.loss import StepSums
-from training.checkpoint import Progress, write_atomically
+from training.checkpoint import Progress
 from training.distributed import World
+from training.publishing import write_atomically
 from training.trackers import Tracker
 
 METRICS_FILE = "metrics.jsonl"

@@ -21,8 +21,8 @@ from urllib.parse import urlsplit
 from tqdm import tqdm
 
 from data_io.redaction import without_secrets
-from training.checkpoint import write_atomically
 from training.distributed import World
+from training.publishing import write_atomically
 from training.schema import RunConfig
 
 WANDB_FILE = "wandb_run.json"  # which W&B run this is

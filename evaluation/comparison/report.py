@@ -16,7 +16,7 @@ from evaluation.comparison.plan import Planned
 from evaluation.comparison.runs import TrainedRun
 from evaluation.comparison.tuning import ChosenLR
 from models.flops import core_parameters
-from training.checkpoint import write_atomically
+from training.publishing import write_atomically
 
 EQUAL = {
     "flops": "Equal training FLOPs",

@@ -24,8 +24,9 @@ from evaluation.comparison.plan import Planned, Settings, run_name
 from evaluation.procedural_tasks import Part
 from evaluation.reasoning_tasks import score
 from simple_inference_engine import ModelOptions, load_model
-from training.checkpoint import read_checkpoint, write_atomically
+from training.checkpoint import read_checkpoint
 from training.environment import recorded_choices
+from training.publishing import write_atomically
 from training.run_records import fingerprint_of
 
 Row = Mapping[str, Any]
